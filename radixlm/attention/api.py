@@ -1,0 +1,58 @@
+"""Attention over the paged KV pool: `plan` once per step writes into fixed buffers, `run` once per layer computes.
+
+Keys and values live in one tensor pair per layer, [cells, kv_heads, head_dim], where cell = page * page_size + offset.
+They are written before `run` by the op that applies the rotary embedding (`radixlm.ops.api.Ops.rope_write`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Everything about attention that is fixed for a model."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: tuple[int, ...]  # per layer: sliding window in tokens (a token sees itself and window - 1 before), 0 = all
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step on the device. Row i is chunk i of the plan. All index tensors are int32."""
+
+    slots: torch.Tensor  # [chunks]
+    starts: torch.Tensor  # [chunks]
+    lengths: torch.Tensor  # [chunks]
+    offsets: torch.Tensor  # [chunks + 1]: chunk i holds tokens offsets[i] .. offsets[i + 1]
+    positions: torch.Tensor  # [tokens]
+    cells: torch.Tensor  # [tokens]: where each token's key and value go
+    page_table: torch.Tensor  # [slots, pages per sequence]: the whole table; read row slots[i] for chunk i
+    page_size: int
+    max_length: int  # longest chunk, a host number
+    max_context: int  # largest starts + lengths, a host number
+
+
+class KVStore(Protocol):
+    """Keys and values of all layers."""
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(keys, values), each [cells, kv_heads, head_dim]."""
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Causal attention of ragged chunks over the paged pool."""
+
+    def plan(self, batch: Batch) -> None: ...
+
+    def run(self, q: torch.Tensor, layer: int) -> torch.Tensor:
+        """q [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
+        ...

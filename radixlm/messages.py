@@ -1,0 +1,148 @@
+"""What crosses the border between frontend and engine: typed, tagged msgpack. One frame per step and frontend.
+
+A frontend sends `Submit`, `Abort`, `Control`; the engine answers `Outputs` (one per step) and `Reply`. Every frame is
+decoded with its type, so garbage is refused at the border. The same objects travel without encoding inside one process.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from radixlm.types import Finish, Request
+from radixlm.version import __version__
+
+Command = Literal["info", "stats", "flush_cache", "abort_all", "ping"]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """New requests, in order of arrival."""
+
+    requests: tuple[Request, ...]
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End these requests (keys of this frontend). Unknown keys are ignored: they have ended already."""
+
+    keys: tuple[int, ...]
+
+
+class Control(msgspec.Struct, frozen=True, tag=True):
+    """A command answered by one `Reply` with the same `ticket`."""
+
+    ticket: int
+    command: Command
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position: the token there and the k most likely, best first."""
+
+    token: int
+    logprob: float
+    top_tokens: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class Logprobs(msgspec.Struct, frozen=True, tag=True):
+    """Positions `start`, `start + 1`, ... of a request's whole sequence (prompt positions and output positions alike)."""
+
+    key: int
+    start: int
+    positions: tuple[TokenLogprobs, ...]
+
+
+class PartEnded(msgspec.Struct, frozen=True, tag=True):
+    """Generated part `part` of a script ended and another literal run follows.
+
+    The last `num_dropped` tokens sent for this part are not in the sequence (they held the stop), `healed` (int32 bytes)
+    stand there in their place: the text before the stop, tokenised anew.
+    """
+
+    key: int
+    part: int
+    finish: Finish
+    num_dropped: int = 0
+    healed: bytes = b""
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The one terminal event of a request. Times are seconds; `queue_s` until admission, `prefill_s` until the first token."""
+
+    key: int
+    finish: Finish
+    num_prompt: int = 0
+    num_cached: int = 0
+    num_output: int = 0
+    num_forced: int = 0
+    num_preempted: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    total_s: float = 0.0
+    code: str = ""  # an error code of radixlm.errors when the request was rejected or failed
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """All that one step produced for one frontend.
+
+    `keys` (int64 bytes) and `tokens` (int32 bytes) pair up: request keys[i] got tokens[i]; a key may repeat, in order.
+    Tokens apply first, then `details` in order, then `ended`.
+    """
+
+    keys: bytes = b""
+    tokens: bytes = b""
+    details: tuple[Logprobs | PartEnded, ...] = ()
+    ended: tuple[Ended, ...] = ()
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a `Control`: JSON-like values."""
+
+    ticket: int
+    ok: bool
+    result: dict[str, Any] = {}
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What frontends must know of an engine; the result of the `info` command."""
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    vocab_size: int
+    context_length: int
+    num_pages: int
+    page_size: int
+    max_running: int
+    max_queued: int
+    tokens_per_step: int
+    eos_token_ids: tuple[int, ...]
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    attention: str = ""
+    ops: str = ""
+    version: str = __version__
+
+
+ToEngine = Submit | Abort | Control
+FromEngine = Outputs | Reply
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One frame."""
+    return _encoder.encode(message)
+
+
+def decode_to_engine(frame: bytes) -> ToEngine:
+    """Raises msgspec.DecodeError (or its ValidationError) for anything but a well-typed frame."""
+    return _to_engine.decode(frame)
+
+
+def decode_from_engine(frame: bytes) -> FromEngine:
+    """Raises msgspec.DecodeError (or its ValidationError) for anything but a well-typed frame."""
+    return _from_engine.decode(frame)

@@ -1,0 +1,97 @@
+"""The values that every layer shares: what was asked (`SamplingParams`, `Request`) and how it ended (`Finish`).
+
+Values are frozen. Token ids cross borders as int32 little-endian bytes, so a prompt of any length is one object.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+FinishType = Literal["stop", "length", "abort", "timeout", "error"]
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+
+def _as_tuple(value: object) -> object:
+    if value is None:
+        return ()
+    if isinstance(value, str | int):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample one generated part.
+
+    Ranges are checked by `radixlm.engine.validate`, once, for every surface. `stop`, `stop_token_ids` and `stop_regex`
+    also take a single value or a list. `logprobs=0` reports the chosen token's log probability, `k` also the k most
+    likely; `prompt_logprobs` the same for prompt tokens from position `prompt_logprobs_start` on (earlier ones may come
+    from the cache). `max_tokens=None` runs to the end of the context.
+    """
+
+    max_tokens: int | None = 128
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "stop_token_ids", "stop_regex"):
+            msgspec.structs.force_setattr(self, name, _as_tuple(getattr(self, name)))
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One stretch of a script: a literal run of token ids (int32 bytes), then, if `sampling` is set, a generated part."""
+
+    literal: bytes
+    sampling: SamplingParams | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A validated request as the engine sees it: token ids only, `max_tokens` resolved to a number.
+
+    `key` is made by the frontend and unique among its open requests; labels given by clients never get here.
+    An ordinary request is a script of one part. Only the last part may lack `sampling`.
+    """
+
+    key: int
+    script: tuple[Part, ...]
+    namespace: str = ""
+    priority: int = 0
+    timeout_s: float | None = None
+
+
+class Finish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a part or a request ended. `matched` is the stop token id or stop string, `message` says more on abort and error."""
+
+    type: FinishType
+    matched: int | str | None = None
+    message: str = ""
+
+
+def to_bytes(tokens: IntArray | list[int] | tuple[int, ...]) -> bytes:
+    """Token ids as int32 little-endian bytes."""
+    return np.asarray(tokens, dtype="<i4").tobytes()
+
+
+def from_bytes(tokens: bytes) -> IntArray:
+    """The int32 array that `to_bytes` packed (read-only view)."""
+    return np.frombuffer(tokens, dtype="<i4")
