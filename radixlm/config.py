@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -44,7 +45,7 @@ class Config:
 
     max_running: int | None = option(None, "Requests computed at the same time.", group="schedule", low=1, high=4096)
     max_queued: int = option(1024, "Requests that may wait; more are refused with 503.", group="schedule", low=1)
-    tokens_per_step: int | None = option(None, "Token budget of a step, prompt chunks and decode together.", group="schedule", low=1)
+    tokens_per_step: int | None = option(None, "Tokens computed in a step, prompts and decode.", group="schedule", low=1)
     policy: Literal["lpm", "dfs-weight", "fcfs", "priority"] = option(
         "lpm", "Order of the waiting queue.", group="schedule"
     )
@@ -75,7 +76,7 @@ def _check(spec: dataclasses.Field[Any], value: Any) -> None:
     low, high = spec.metadata["low"], spec.metadata["high"]
     if value is None or (low is None and high is None):
         return
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"--{flag(spec.name)} is {value}; it must be a number", param=spec.name)
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"

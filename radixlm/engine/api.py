@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-
-from radixlm.messages import Command, EngineInfo, Logprobs, Outputs
+from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.sched.plan import Plan
-from radixlm.types import IntArray, Request
+from radixlm.sched.sampled import FAILED, Masks, Sampled
+from radixlm.types import Request
+
+__all__ = ["FAILED", "Engine", "Masks", "Runner", "Sampled", "Step"]
 
 
 class Engine(Protocol):
@@ -38,26 +39,6 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Masks:
-    """Allowed tokens of some rows: `rows` index the sampling rows of a plan, bit t of `bits[i]` allows token t."""
-
-    rows: IntArray  # int32 [k]
-    bits: IntArray  # int32 [k, ceil(vocab / 32)]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """What a step brought back. Sampling rows are the chunks with `samples`, in plan order."""
-
-    tokens: IntArray  # int32 [sampling rows]; FAILED where the row's logits were not finite
-    logprobs: tuple[tuple[int, Logprobs], ...] = ()  # (chunk row, its log probabilities; `key` is 0, the scheduler fills it)
-
-
-FAILED = -2
-"""In `Sampled.tokens`: the row produced NaN or no allowed token; its request ends with an error, the others go on."""
-
-
 class Step(Protocol):
     """A forward pass under way."""
 
@@ -78,5 +59,3 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None: ...
-
-

@@ -40,7 +40,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Row i of the chunk arrays is one chunk; order is admission order."""
+    """Row i of the chunk arrays is one chunk: first the decode chunks, then the others, each in admission order."""
 
     index: int
     slots: IntArray  # int32 [chunks]

@@ -1,0 +1,22 @@
+"""The attention backends by name. One is loaded at start; its module is imported only then."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from radixlm.attention.api import AttentionBackend, AttentionShape, KVStore
+from radixlm.errors import ConfigError
+
+BACKENDS = {
+    "reference": "radixlm.attention.reference:Reference",
+    "native": "radixlm.attention.native:NativeAttention",
+    "triton": "radixlm.attention.triton:TritonAttention",
+}
+
+
+def load_attention(name: str, shape: AttentionShape, kv: KVStore) -> AttentionBackend:
+    """The backend called `name` over this pool. Raises ConfigError when there is none of that name."""
+    if name not in BACKENDS:
+        raise ConfigError(f"--attention is {name}; it must be auto or one of {', '.join(BACKENDS)}", param="attention")
+    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(import_module(module), attribute)(shape, kv)

@@ -1,0 +1,130 @@
+"""What is measured: an engine that computes token ids from token ids, in this process or in a worker process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from radixlm.bench.peers import worker
+from radixlm.errors import Error, StartError
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One call's outputs and clock. `first_s[i]` is the time to request i's first token, `cpu_s` process CPU time."""
+
+    outputs: list[list[int]]
+    total_s: float
+    first_s: list[float]
+    cpu_s: float
+
+
+class Subject(Protocol):
+    """One engine under measurement."""
+
+    name: str
+    versions: dict[str, str]
+
+    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
+        """Greedy; exactly lengths[i] tokens for prompts[i]; all submitted at once. Raises BenchError if the engine fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class BenchError(Error):
+    """A measurement could not be taken: the engine under test failed or broke the rules of the comparison."""
+
+    code = "bench_failed"
+
+
+class LocalSubject:
+    """An adapter in this process."""
+
+    def __init__(self, name: str, adapter: worker.Adapter) -> None:
+        self.name = name
+        self.versions = adapter.versions
+        self._adapter = adapter
+
+    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
+        """See `Subject`."""
+        return _checked(self.name, worker.answer(self._adapter, _command(prompts, lengths)), lengths)
+
+    def close(self) -> None:
+        """Nothing to end: the adapter's memory goes with it."""
+
+
+class WorkerSubject:
+    """An adapter in a persistent process of its own, so that interleaving several engines costs no reload."""
+
+    def __init__(self, name: str, python: Path, command: Sequence[str], log: Path) -> None:
+        """`command`: adapter file, model, threads. Raises StartError with the end of the log if the engine does not load."""
+        self.name = name
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [str(python), "-P", worker.__file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=_environment(command[-1], isolated=Path(python) != Path(sys.executable)),
+                text=True,
+            )
+        ready = self._read()
+        if "ready" not in ready:
+            raise StartError(f"{name} did not start: {ready.get('error')}; its output is in {log}")
+        self.versions: dict[str, str] = ready["versions"]
+
+    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
+        """See `Subject`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(_command(prompts, lengths)) + "\n")
+        self._process.stdin.flush()
+        return _checked(self.name, self._read(), lengths)
+
+    def close(self) -> None:
+        """Ends the process: its input is over; after ten seconds it is killed."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {"error": f"the worker ended; see {self._log}"}
+
+
+def _environment(threads: str, *, isolated: bool) -> dict[str, str]:
+    """A peer sees nothing of our packages; our own worker finds radixlm where this process found it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment["OMP_NUM_THREADS"] = threads
+    if not isolated:
+        environment["PYTHONPATH"] = str(Path(worker.__file__).parents[3])
+    return environment
+
+
+def _command(prompts: Sequence[Tokens], lengths: Sequence[int]) -> dict[str, Any]:
+    return {"prompts": [list(prompt) for prompt in prompts], "lengths": list(lengths)}
+
+
+def _checked(name: str, result: dict[str, Any], lengths: Sequence[int]) -> Generated:
+    """A comparison is void if an engine stopped early, so the lengths are part of the answer's contract."""
+    if "error" in result:
+        raise BenchError(f"{name} failed: {result['error']}")
+    produced = [len(output) for output in result["outputs"]]
+    if produced != list(lengths):
+        raise BenchError(f"{name} produced {produced} tokens, asked for {list(lengths)}: lengths must be exact")
+    return Generated(result["outputs"], result["total_s"], result["first_s"], result["cpu_s"])

@@ -1,0 +1,107 @@
+"""The life of a child process: its order arrives on stdin, its reports leave on stdout, and it dies with its parent.
+
+Stdin stays open as a lifeline: its end means that the parent is gone, however it went. On Linux the kernel is asked to
+kill the child as well, which also ends one that hangs in native code. What a child prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from radixlm.config import Config
+from radixlm.errors import Error, StartError
+from radixlm.messages import EngineInfo
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the supervisor tells a child: the engine's ZMQ address and all options."""
+
+    address: str
+    options: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The options as they were where the order was written."""
+        return Config(**self.options)
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The child does its work now: an engine reports its `info`, a frontend the `url` it listens on."""
+
+    info: EngineInfo | None = None
+    url: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The child cannot start, with the reason in one line. It ends right after."""
+
+    code: str
+    message: str
+
+
+Report = Ready | Failed
+
+_order = msgspec.json.Decoder(Order)
+_report = msgspec.json.Decoder(Report)
+
+
+def encode_order(address: str, config: Config) -> bytes:
+    """The line that a child expects on its stdin."""
+    return msgspec.json.encode(Order(address, asdict(config))) + b"\n"
+
+
+def decode_report(line: bytes) -> Report:
+    """Raises msgspec.DecodeError for anything but a report."""
+    return _report.decode(line)
+
+
+class Parent:
+    """A child's view of its supervisor. Made once, first thing in the child's main."""
+
+    def __init__(self) -> None:
+        self._reports = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self.order = _order.decode(sys.stdin.buffer.readline())
+        _die_with_parent()
+        threading.Thread(target=_watch_lifeline, name="lifeline", daemon=True).start()
+        logging.basicConfig(
+            level=self.order.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+
+    def report(self, report: Report) -> None:
+        """Sends one report. A parent that is gone ends this process through the lifeline, not here."""
+        try:
+            os.write(self._reports, msgspec.json.encode(report) + b"\n")
+        except BrokenPipeError:
+            return
+
+    def report_failure(self, error: Exception) -> None:
+        """Tells why this child cannot start; a fault of our own is logged with its traceback as well."""
+        if isinstance(error, Error):
+            self.report(Failed(error.code, error.message))
+        else:
+            logging.getLogger(__name__).error("cannot start", exc_info=error)
+            self.report(Failed(StartError.code, f"{type(error).__name__}: {error}"))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch_lifeline() -> None:
+    # Straight from the descriptor: a lock of sys.stdin held by this thread would hang the interpreter's exit.
+    while os.read(0, 1):
+        pass
+    os._exit(1)

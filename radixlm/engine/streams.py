@@ -1,0 +1,136 @@
+"""The open requests of one frontend: splits what a step produced for many into what each stream waits for.
+
+Runs on one event loop. A slow reader's frames merge into one, so what waits for it grows with its tokens and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Iterator
+
+from radixlm.errors import EngineDied, Error, NotReady, QueueFull
+from radixlm.messages import Ended, Logprobs, Outputs, PartEnded
+from radixlm.types import Request
+
+_RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
+"""Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
+
+
+class _Frame:
+    """Outputs of one stream under construction. Tokens may join until there are details, which refer to what came before."""
+
+    __slots__ = ("details", "ended", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = array("i")
+        self.details: list[Logprobs | PartEnded] = []
+        self.ended: Ended | None = None
+
+
+class Stream:
+    """What one open request has received and not yet read. `started` once anything arrived for it."""
+
+    __slots__ = ("_error", "_frames", "_waiter", "replays", "request", "started")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.started = False
+        self.replays = 0
+        self._frames: list[_Frame] = []  # oldest first
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Error | None = None
+
+    async def read(self) -> Outputs:
+        """The next frame. Raises the error that ended the stream once all frames are read."""
+        while not self._frames:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._pack(self._frames.pop(0))
+
+    def fail(self, error: Error) -> None:
+        """Ends the stream with this error, after the frames that wait."""
+        self._error = error
+        self._wake()
+
+    def add_token(self, token: int) -> None:  # hot
+        """One more token of the request."""
+        frame = self._frames[-1] if self._frames and not self._frames[-1].details else self._grow()
+        frame.tokens.append(token)
+        self._wake()
+
+    def add_detail(self, detail: Logprobs | PartEnded) -> None:
+        """A detail that refers to the tokens up to here."""
+        (self._frames[-1] if self._frames else self._grow()).details.append(detail)
+        self._wake()
+
+    def add_end(self, ended: Ended) -> None:
+        """The terminal event."""
+        (self._frames[-1] if self._frames else self._grow()).ended = ended
+        self._wake()
+
+    def _grow(self) -> _Frame:
+        frame = _Frame()
+        self._frames.append(frame)
+        self.started = True
+        return frame
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _pack(self, frame: _Frame) -> Outputs:
+        keys = array("q", (self.request.key,)) * len(frame.tokens)
+        ended = () if frame.ended is None else (frame.ended,)
+        return Outputs(keys.tobytes(), frame.tokens.tobytes(), tuple(frame.details), ended)
+
+
+class Streams:
+    """Streams by key, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._open.values()))
+
+    def open(self, request: Request) -> Stream:
+        """A stream for a request with a new key."""
+        assert request.key not in self._open, f"key {request.key} is open already"
+        stream = self._open[request.key] = Stream(request)
+        return stream
+
+    def forget(self, key: int) -> bool:
+        """Closes a stream; False if it had ended before."""
+        return self._open.pop(key, None) is not None
+
+    def fail(self, stream: Stream, error: Error) -> None:
+        """Ends one stream with an error."""
+        if self.forget(stream.request.key):
+            stream.fail(error)
+
+    def deliver(self, outputs: Outputs) -> None:  # hot
+        """Hands each stream its share of a step. Keys without a stream were aborted by their reader."""
+        open_, tokens = self._open, memoryview(outputs.tokens).cast("i")
+        for key, token in zip(memoryview(outputs.keys).cast("q"), tokens):
+            if key in open_:
+                open_[key].add_token(token)
+        for detail in outputs.details:
+            if detail.key in open_:
+                open_[detail.key].add_detail(detail)
+        for ended in outputs.ended:
+            self._end(ended)
+
+    def _end(self, ended: Ended) -> None:
+        stream = self._open.pop(ended.key, None)
+        if stream is None:
+            return
+        if ended.code in _RAISED:
+            stream.fail(_RAISED[ended.code](ended.finish.message or ended.code, retry_after_s=1.0))
+        else:
+            stream.add_end(ended)

@@ -1,0 +1,72 @@
+/* The inner product kernel that the linear op and attention share: c [rows, NV * 16] (+)= a [rows, k] x b [k, NV * 16].
+ *
+ * b is a packed panel. F32: k rows of NV * 16 floats. BF16: ceil(k / 2) rows of NV * 16 pairs, a pair being the elements
+ * 2 i and 2 i + 1 of one column, zero where k is odd. Every element of c is one chain of additions in the order of k, so
+ * it does not depend on how many rows are computed together.
+ */
+#ifndef TILE_H
+#define TILE_H
+
+#include "vec.h"
+
+#if defined(__AVX512F__)
+#define TILE_ROWS 8 /* 8 x 3 accumulators and 3 columns of b fit the 32 registers */
+#else
+#define TILE_ROWS 2
+#endif
+
+/* One step of k (F32) or two (BF16). a is one element or one pair. */
+INLINE vf multiply_add(vf acc, const char *a, vu b, int dtype) {
+    uint32_t bits;
+    memcpy(&bits, a, 4);
+#if defined(__AVX512BF16__)
+    if (dtype == BF16) return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)bits), (__m512bh)b);
+#endif
+    if (dtype == BF16) {
+        uint32_t low = bits << 16, high = bits & 0xffff0000u;
+        float a0, a1;
+        memcpy(&a0, &low, 4);
+        memcpy(&a1, &high, 4);
+        acc += (vf)(b << 16) * a0;
+        return acc + (vf)(b & 0xffff0000u) * a1;
+    }
+    float value;
+    memcpy(&value, &bits, 4);
+    return acc + (vf)b * value;
+}
+
+/* `steps` rows of b; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch` points to memory that is
+ * needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it goes to, or 0: nothing is fetched. */
+INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long steps, float *c,
+                 long ldc, int level, const char *fetch, long fetch_step) {
+    vf acc[TILE_ROWS][4];
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < nv; n++) {
+            if (add)
+                memcpy(&acc[m][n], c + m * ldc + n * LANES, 64);
+            else
+                acc[m][n] = (vf){};
+        }
+    for (long i = 0; i < steps; i++, a += 4, b += nv * 64) {
+        vu column[4];
+#pragma GCC unroll 4
+        for (int n = 0; n < nv; n++) {
+            memcpy(&column[n], b + n * 64, 64);
+            if (level == 1) __builtin_prefetch(fetch + n * 64, 0, 3);
+            if (level == 2) __builtin_prefetch(fetch + n * 64, 0, 2);
+        }
+        fetch += fetch_step;
+#pragma GCC unroll 8
+        for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+            for (int n = 0; n < nv; n++) acc[m][n] = multiply_add(acc[m][n], a + m * lda, column[n], dtype);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < nv; n++) memcpy(c + m * ldc + n * LANES, &acc[m][n], 64);
+}
+
+#endif

@@ -1,0 +1,126 @@
+/* Sixteen floats at a time, in the compiler's vector types: AVX-512 where present, else two, four or eight registers. */
+#ifndef VEC_H
+#define VEC_H
+
+#include "radix.h"
+#include <math.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+INLINE vf splat(float x) { return (vf){} + x; }
+INLINE vf select_(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+INLINE vf max_(vf a, vf b) { return select_(a > b, a, b); }
+
+INLINE float sum_lanes(vf x) {
+    float s[LANES];
+    memcpy(s, &x, sizeof s);
+    for (int w = LANES / 2; w; w /= 2)
+        for (int i = 0; i < w; i++) s[i] += s[i + w];
+    return s[0];
+}
+
+INLINE float max_lanes(vf x) {
+    float s[LANES];
+    memcpy(s, &x, sizeof s);
+    for (int w = LANES / 2; w; w /= 2)
+        for (int i = 0; i < w; i++) s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
+    return s[0];
+}
+
+INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
+/* Round to nearest even; a NaN stays one. */
+INLINE vh narrow_bf16(vf x) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+    vu u = (vu)x;
+    vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    vu quiet = (u >> 16) | 0x40;
+    vu nan = (vu)(x != x);
+    return __builtin_convertvector((quiet & nan) | (rounded & ~nan), vh);
+#endif
+}
+
+INLINE vf widen_f16(vh h) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps((__m256i)h);
+#else
+    vf x;
+    _Float16 e[LANES];
+    memcpy(e, &h, sizeof e);
+    for (int i = 0; i < LANES; i++) x[i] = (float)e[i];
+    return x;
+#endif
+}
+
+INLINE vh narrow_f16(vf x) {
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    vh h;
+    _Float16 e[LANES];
+    for (int i = 0; i < LANES; i++) e[i] = (_Float16)x[i];
+    memcpy(&h, e, sizeof e);
+    return h;
+#endif
+}
+
+INLINE long size_of(int dtype) { return dtype == F32 ? 4 : 2; }
+
+/* `count` (1 to 16) elements of type dtype from p, the other lanes zero. */
+INLINE vf load(const void *p, long count, int dtype) {
+    if (dtype == F32) {
+        vf x = {};
+        memcpy(&x, p, count == LANES ? 64 : count * 4);
+        return x;
+    }
+    vh h = {};
+    memcpy(&h, p, count == LANES ? 32 : count * 2);
+    return dtype == BF16 ? widen_bf16(h) : widen_f16(h);
+}
+
+INLINE void store(void *p, vf x, long count, int dtype) {
+    if (dtype == F32) {
+        memcpy(p, &x, count == LANES ? 64 : count * 4);
+        return;
+    }
+    vh h = dtype == BF16 ? narrow_bf16(x) : narrow_f16(x);
+    memcpy(p, &h, count == LANES ? 32 : count * 2);
+}
+
+INLINE void *at(const void *p, long index, int dtype) { return (char *)p + index * size_of(dtype); }
+
+/* x rounded as storing it would. */
+INLINE vf rounded(vf x, int dtype) {
+    return dtype == F32 ? x : dtype == BF16 ? widen_bf16(narrow_bf16(x)) : widen_f16(narrow_f16(x));
+}
+
+/* e^x for x <= 88, within 2 units in the last place; 0 below -87. */
+INLINE vf exp_(vf x) {
+    vi tiny = x < -87.0f;
+    x = max_(x, splat(-87.0f));
+    vf n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
+    vi exponent = (vi)n - 0x4b400000;
+    n -= 12582912.0f;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return select_(tiny, splat(0.0f), (vf)((vi)p + (exponent << 23)));
+}
+
+#endif

@@ -1,0 +1,22 @@
+"""The op tables by name. One is loaded at start; its module is imported only then."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from radixlm.errors import ConfigError
+from radixlm.ops.api import Ops
+
+OPS = {
+    "torch": "radixlm.ops.torch:TorchOps",
+    "native": "radixlm.ops.native:NativeOps",
+    "triton": "radixlm.ops.triton:TritonOps",
+}
+
+
+def load_ops(name: str) -> Ops:
+    """The op table called `name`. Raises ConfigError when there is none of that name."""
+    if name not in OPS:
+        raise ConfigError(f"--ops is {name}; it must be auto or one of {', '.join(OPS)}", param="ops")
+    module, _, attribute = OPS[name].partition(":")
+    return getattr(import_module(module), attribute)()

@@ -1,0 +1,173 @@
+"""Where option values come from: command line over environment over TOML file over default. `Config` defines the options.
+
+Every option of `Config` has a flag (`--max-running`), an environment twin (`RADIXLM_MAX_RUNNING`) and a TOML key
+(`max_running`). A name that no option has is an error everywhere, with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from radixlm.config import Config, choices, flag
+from radixlm.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "RADIXLM_"
+
+# The spellings of SGLang's server, accepted beside our own.
+SPELLINGS = {
+    "model": ("--model-path",),
+    "tokenizer": ("--tokenizer-path",),
+    "cache_dir": ("--download-dir",),
+    "attention": ("--attention-backend",),
+    "kv_tokens": ("--max-total-tokens",),
+    "memory_fraction": ("--mem-fraction-static",),
+    "prefix_cache": ("--disable-radix-cache",),
+    "max_running": ("--max-running-requests",),
+    "max_queued": ("--max-queued-requests",),
+    "tokens_per_step": ("--chunked-prefill-size",),
+    "policy": ("--schedule-policy",),
+    "overlap": ("--disable-overlap-schedule",),
+}
+
+_BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `ConfigError` instead of printing its usage, and names the nearest known flag."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses all of `argv`; raises ConfigError."""
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=", 1)[0]
+            raise ConfigError(f"unknown option {name}{nearest(name, self._option_string_actions)}")
+        return known
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the known name that `name` may have meant, or where all names are listed."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; --help lists all options"
+
+
+def add_options(parser: argparse.ArgumentParser, *, groups: Sequence[str] | None = None) -> None:
+    """Adds `--config` and a flag per option (of these groups only, if given). Flags that are not used leave no value."""
+    parser.add_argument("--config", metavar="FILE", default=None, help="TOML file with options; flags win over it.")
+    sections: dict[str, argparse._ArgumentGroup] = {}  # pyright: ignore[reportPrivateUsage]
+    for spec in fields(Config):
+        group = str(spec.metadata["group"])
+        if groups is not None and group not in groups:
+            continue
+        section = sections.setdefault(group, parser.add_argument_group(group) if group not in sections else sections[group])
+        _add_flag(section, spec.name, str(spec.metadata["help"]))
+
+
+def _add_flag(section: argparse._ArgumentGroup, name: str, text: str) -> None:  # pyright: ignore[reportPrivateUsage]
+    kind = _kind(name)
+    default = getattr(Config, name)
+    text = f"{text} (default: {'decided at start' if default is None else default})".replace("%", "%%")
+    if kind is bool:
+        section.add_argument(
+            f"--{flag(name)}", dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+        )
+        for spelling in SPELLINGS.get(name, ()):
+            section.add_argument(
+                spelling, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+        return
+    section.add_argument(
+        f"--{flag(name)}",
+        *SPELLINGS.get(name, ()),
+        dest=name,
+        type=kind,
+        choices=choices(name),
+        metavar=None if choices(name) else kind.__name__.upper(),
+        default=argparse.SUPPRESS,
+        help=text,
+    )
+
+
+def resolve_options(parsed: argparse.Namespace, environment: Mapping[str, str]) -> Config:
+    """The options of one run. `parsed` comes from a parser with `add_options`. Raises ConfigError."""
+    given = {spec.name: getattr(parsed, spec.name) for spec in fields(Config) if spec.name in parsed}
+    return Config(**{**_from_file(parsed.config), **_from_environment(environment), **given})
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> Config:
+    """Options by name with values of their own types. Raises ConfigError that starts with `source`."""
+    return Config(**_checked(values, source))
+
+
+def _from_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}", param="config") from None
+    return _checked({name.replace("-", "_"): value for name, value in values.items()}, path)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
+        for name, text in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    for name in found:
+        _require_known(name, "environment")
+    return {name: _parse(name, text) for name, text in found.items()}
+
+
+def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    for name, value in values.items():
+        _require_known(name, source)
+        _check_type(name, value, source)
+    return dict(values)
+
+
+def _require_known(name: str, source: str) -> None:
+    known = [spec.name for spec in fields(Config)]
+    if name not in known:
+        raise ConfigError(f"{source}: unknown option {name}{nearest(name, known)}", param=name)
+
+
+def _check_type(name: str, value: Any, source: str) -> None:
+    kind = _kind(name)
+    fits = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if value is None and getattr(Config, name) is None:
+        return
+    allowed = choices(name)
+    if not fits or (allowed and value not in allowed):
+        wanted = "one of " + ", ".join(allowed) if allowed else kind.__name__
+        raise ConfigError(f"{source}: {name} is {value!r}; it must be {wanted}", param=name)
+
+
+def _parse(name: str, text: str) -> Any:
+    source, kind = f"environment variable {ENVIRONMENT_PREFIX}{name.upper()}", _kind(name)
+    try:
+        value = _BOOLS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{source} is {text!r}; it must be {kind.__name__}", param=name) from None
+    _check_type(name, value, source)
+    return value
+
+
+def _kind(name: str) -> type:
+    """The type of an option without its None: str, int, float or bool (a choice is a str)."""
+    if choices(name):
+        return str
+    hint = get_type_hints(Config)[name]
+    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)

@@ -1,0 +1,101 @@
+"""Executes plans: forward pass, sampling, log probabilities. It decides nothing and keeps only what slots were told.
+
+Plans run in order. `forward` applies the plan's changes to the tables and launches the model; `sample` and `result` of a
+step come before the next but one `forward`, so the tables still describe the step when it samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from radixlm.attention.api import AttentionBackend
+from radixlm.messages import Logprobs
+from radixlm.models.decoder import Decoder
+from radixlm.runner.inputs import build
+from radixlm.runner.kv import KVPool
+from radixlm.runner.logprobs import RowScores
+from radixlm.runner.prompts import Prompts, score_spans
+from radixlm.runner.sampler import Chosen, Rows, Sampler
+from radixlm.runner.tables import Tables
+from radixlm.sched.plan import Plan
+from radixlm.sched.sampled import Masks, Sampled
+from radixlm.types import IntArray
+
+_NOTHING: IntArray = np.empty(0, dtype=np.int32)
+
+
+class ModelStep:
+    """A forward pass under way. Implements `radixlm.engine.api.Step`."""
+
+    def __init__(self, runner: ModelRunner, plan: Plan, logits: torch.Tensor, rows: Rows) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._logits = logits  # [sampling rows, vocab]
+        self._rows = rows
+        self.prompt_scores: list[RowScores] = []
+        self._chosen: Chosen | None = None
+
+    @torch.inference_mode()
+    def sample(self, masks: Masks | None) -> None:
+        """Chooses the next token of each sampling row; returns at once."""
+        if len(self._rows.slots):
+            self._chosen = self._runner.sampler.sample(self._logits, self._rows, masks)
+            self._runner.tables.set_last(self._rows.index, self._chosen.tokens)
+
+    def result(self) -> Sampled:
+        """Waits for the tokens. Prompt log probabilities of a row come before those of its output token."""
+        scores = [scores.message() for scores in self.prompt_scores]
+        if self._chosen is None:
+            return Sampled(_NOTHING, tuple(scores))
+        tokens = self._chosen.tokens.cpu().numpy()
+        return Sampled(tokens, (*scores, *self._output_scores(self._chosen, tokens)))
+
+    def _output_scores(self, chosen: Chosen, tokens: IntArray) -> list[tuple[int, Logprobs]]:
+        if chosen.scores is None:
+            return []
+        chunks = np.flatnonzero(self._plan.samples)
+        messages = chosen.scores.messages(chosen.counts.tolist())
+        return [
+            (int(chunks[row]), Logprobs(0, int(self._rows.positions[row]), (message,)))
+            for row, message in zip(chosen.scored.tolist(), messages)
+            if tokens[row] >= 0
+        ]
+
+
+class ModelRunner:
+    """Implements `radixlm.engine.api.Runner` for a decoder on one device."""
+
+    def __init__(
+        self, model: Decoder, attention: AttentionBackend, kv: KVPool, tables: Tables, sampler: Sampler
+    ) -> None:
+        self.tables = tables
+        self.sampler = sampler
+        self._model = model
+        self._attention = attention
+        self._kv = kv
+        self._prompts = Prompts()
+
+    @torch.inference_mode()
+    def forward(self, plan: Plan) -> ModelStep:  # hot
+        """Computes the plan's chunks and the logits they need. On a CPU returns when done."""
+        for opened in plan.opened:
+            self.sampler.open(opened)
+            self._prompts.open(opened)
+        if plan.page_slots.size:
+            self.tables.set_pages(plan.page_slots, plan.page_indices, plan.pages)
+        spans = self._prompts.spans(plan)
+        extra = np.concatenate([span.outputs for span in spans]) if spans else _NOTHING
+        inputs = build(plan, self.tables, self._kv.shape.page_size, extra)
+        self._attention.plan(inputs.batch)
+        hidden = self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
+        num_sampling = len(inputs.rows.slots)
+        logits = self._model.logits(hidden[:num_sampling])
+        step = ModelStep(self, plan, logits, inputs.rows)
+        if spans:
+            vocab_size = self._model.config.vocab_size
+            step.prompt_scores = score_spans(spans, hidden[num_sampling:], self._model.logits, vocab_size)
+        return step
+
+    def close(self) -> None:
+        """Nothing outlives the runner: its memory goes with it."""

@@ -1,0 +1,90 @@
+"""From logits to tokens, all rows at once. What no row asks for costs nothing; what some rows ask for, only they pay.
+
+Order: raw log probabilities, edits (penalties, bias, min_tokens, mask), then the most likely token, or a random one. A row
+whose largest logit is not a finite number (NaN, infinity, or no allowed token at all) yields FAILED; the others go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from radixlm.runner.draw import best, draw, draw_cut, weigh
+from radixlm.runner.edits import Edits, History, Int64Array
+from radixlm.runner.logprobs import Scores, log_probabilities, score
+from radixlm.runner.settings import CUT, EDITS, PENALISED, RANDOM, SCORED, Settings
+from radixlm.sched.plan import Opened
+from radixlm.sched.sampled import FAILED, Masks
+from radixlm.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The sampling rows of a step: row i chooses the token at positions[i] of slots[i]; a slot occurs once."""
+
+    slots: IntArray  # int32 [rows]
+    positions: IntArray  # int32 [rows]
+    index: torch.Tensor  # int32 [rows]: the slots on the device
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was chosen, on the device."""
+
+    tokens: torch.Tensor  # int32 [rows], or FAILED
+    scored: Int64Array  # rows with log probabilities
+    counts: IntArray  # [scored rows]: how many of the most likely tokens are wanted
+    scores: Scores | None  # of the scored rows; None if there are none
+
+
+class Sampler:
+    """Keeps the sampling parameters and token counts of every slot."""
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self.settings = Settings(num_slots, vocab_size, device)
+        self._history = History(num_slots, vocab_size, device)
+        self._edits = Edits(self.settings, self._history)
+
+    def open(self, opened: Opened) -> None:
+        """A slot starts a generated part; what it was used for before is forgotten."""
+        self.settings.open(opened)
+        if self.settings.uses[opened.slot] & PENALISED:
+            self._history.open(opened)
+
+    def sample(self, logits: torch.Tensor, rows: Rows, masks: Masks | None) -> Chosen:  # hot
+        """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device, unless rows use top-k or top-p."""
+        uses = self.settings.uses[rows.slots]
+        used = int(np.bitwise_or.reduce(uses))
+        if used or masks is not None:
+            logits = logits.float()
+        scored = np.flatnonzero(uses & SCORED)
+        raw = log_probabilities(logits[self.settings.on_device(scored)]) if scored.size else None
+        if used & EDITS or masks is not None:
+            self._edits.apply(logits, rows.slots, rows.positions, masks)
+        largest, tokens = best(logits)
+        if used & RANDOM:
+            self._randomise(tokens, logits, largest, rows)
+        counts = self.settings.num_scores[rows.slots[scored]]
+        scores = None if raw is None else score(raw, tokens[self.settings.on_device(scored)], int(counts.max()))
+        if used & PENALISED:
+            self._remember(rows, tokens, uses)
+        tokens = torch.where(largest.isfinite(), tokens, FAILED).int()
+        return Chosen(tokens, scored, counts, scores)
+
+    def _randomise(self, tokens: torch.Tensor, logits: torch.Tensor, largest: torch.Tensor, rows: Rows) -> None:
+        """Replaces the tokens of rows with a temperature."""
+        uses = self.settings.uses[rows.slots]
+        for method, wanted in ((draw, RANDOM), (draw_cut, RANDOM | CUT)):
+            mine = np.flatnonzero(uses & (RANDOM | CUT) == wanted)
+            if not mine.size:
+                continue
+            choice = self.settings.choice(rows.slots[mine], rows.positions[mine])
+            index = self.settings.on_device(mine)
+            tokens[index] = method(weigh(logits[index], largest[index], choice.temperature), choice)
+
+    def _remember(self, rows: Rows, tokens: torch.Tensor, uses: Int64Array) -> None:
+        """Counts the chosen tokens of penalised rows."""
+        index = self.settings.on_device(np.flatnonzero(uses & PENALISED))
+        self._history.add(rows.index[index], tokens[index])

@@ -1,0 +1,29 @@
+"""Tables of the running requests on the device: row `slot` belongs to the request in that slot.
+
+Only what changed since the last step is written. On a CPU host and device share the page table's memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from radixlm.types import IntArray
+
+
+class Tables:
+    """Page table and last sampled token of every slot."""
+
+    def __init__(self, num_slots: int, pages_per_sequence: int, device: torch.device) -> None:
+        self.pages: IntArray = np.zeros((num_slots, pages_per_sequence), dtype=np.int32)
+        self.device_pages = torch.from_numpy(self.pages).to(device)  # int32 [slots, pages per sequence]
+        self.last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.device = device
+
+    def set_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
+        """pages[slots[i], indices[i]] = pages[i]; later entries win."""
+        self.pages[slots, indices] = pages
+
+    def set_last(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """The tokens that slots have just sampled: what ON_DEVICE stands for in the next plan. A failed one reads 0."""
+        self.last_tokens[slots] = tokens.clamp(min=0)

@@ -1,0 +1,31 @@
+"""How the prompt tokens of one step are shared among the prompts being computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+OLDEST_SHARE = 4  # the oldest prompt is sure of budget / OLDEST_SHARE
+DECODE_SHARE = 8  # prompts are sure of tokens_per_step / DECODE_SHARE, however many rows decode
+
+
+def prompt_budget(tokens_per_step: int, num_decode: int) -> int:
+    """What a step with `num_decode` decode chunks may spend on prompts."""
+    return max(tokens_per_step - num_decode, tokens_per_step // DECODE_SHARE, 1)
+
+
+def shares(remaining: Sequence[int], budget: int) -> list[int]:
+    """Tokens for each prompt, given what is left of each, oldest first.
+
+    The oldest has a quarter for sure, so it always moves; the rest goes to the shortest, so that a long prompt does not
+    stand before short ones (shortest remaining time first).
+    """
+    given = [0] * len(remaining)
+    if not remaining:
+        return given
+    given[0] = min(remaining[0], max(1, budget // OLDEST_SHARE))
+    budget -= given[0]
+    for index in sorted(range(len(remaining)), key=lambda i: remaining[i]):
+        extra = min(remaining[index] - given[index], budget)
+        given[index] += extra
+        budget -= extra
+    return given

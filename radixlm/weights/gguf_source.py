@@ -1,0 +1,36 @@
+"""GGUF checkpoints: tensors are dequantised one by one as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from radixlm.weights.checkpoint import check_shape, missing
+from radixlm.weights.gguf import GgufFile
+from radixlm.weights.gguf_tensors import GgufTensors
+
+
+class GgufSource:
+    """Implements `radixlm.weights.checkpoint.WeightSource` over a GGUF file."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._tensors = GgufTensors(file)
+        self._path = file.path
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._tensors.names
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(self._tensors.stored_bytes, self._tensors.names))
+
+    def stored_bytes(self, name: str) -> int:
+        return self._tensors.stored_bytes(name)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name not in self._tensors.names:
+            raise missing(name, str(self._path))
+        check_shape(name, self._tensors.shape(name), shape)
+        return torch.from_numpy(self._tensors.array(name))
