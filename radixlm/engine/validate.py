@@ -134,7 +134,7 @@ def resolve(request: GenerateRequest, num_prompt: int, limits: Limits) -> Sampli
     if asked > room:
         raise _over(request, num_prompt, asked, limits)
     if sampling.min_tokens > asked:
-        raise _wrong(request, "min_tokens", sampling.min_tokens, f"it must be at most {request.name('max_tokens')}, {asked}")
+        raise _wrong(request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}")
     return msgspec.structs.replace(sampling, max_tokens=asked)
 
 
@@ -158,7 +158,7 @@ def _check_numbers(request: GenerateRequest) -> None:
         if value is not None or field not in _OPTIONAL:
             _check_number(request, field, value, bounds, (int,))
     if values.top_k == 0:
-        raise _wrong(request, "top_k", 0, "it must be -1 (all tokens) or at least 1")
+        raise _wrong(request, "top_k", "0", "it must be -1 (all tokens) or at least 1")
     _check_number(request, "priority", request.priority, _Bounds(-(2**31), 2**31 - 1, "0 is ordinary"), (int,))
 
 
@@ -167,9 +167,9 @@ def _check_number(
 ) -> None:
     kind = "an integer" if kinds == (int,) else "a number"
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise _wrong(request, field, value, f"it must be {kind} {bounds} ({bounds.hint})")
+        raise _wrong(request, field, show(value), f"it must be {kind} {bounds} ({bounds.hint})")
     if not bounds.holds(value):
-        raise _wrong(request, field, value, f"it must be {bounds} ({bounds.hint})")
+        raise _wrong(request, field, show(value), f"it must be {bounds} ({bounds.hint})")
 
 
 def _check_stops(request: GenerateRequest, limits: Limits) -> None:
@@ -180,7 +180,7 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
             raise _wrong(request, field, f"a list of {count}", f"the limit is {most}; send fewer")
     for text in sampling.stop:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS or not _is_unicode(text):
-            raise _wrong(request, "stop", text, f"each must be text of 1 to {MAX_STOP_CHARS} characters")
+            raise _wrong(request, "stop", show(text), f"each must be text of 1 to {MAX_STOP_CHARS} characters")
     for pattern in sampling.stop_regex:
         _check_regex(request, pattern)
     for token in sampling.stop_token_ids:
@@ -189,7 +189,7 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
 
 def _check_regex(request: GenerateRequest, pattern: Any) -> None:
     if not isinstance(pattern, str) or not pattern:
-        raise _wrong(request, "stop_regex", pattern, "each must be a regular expression")
+        raise _wrong(request, "stop_regex", show(pattern), "each must be a regular expression")
     try:
         check_stop_regex(pattern)
     except InvalidRequest as error:
@@ -210,7 +210,7 @@ def _check_identity(request: GenerateRequest) -> None:
     for field in ("namespace", "label"):
         value = getattr(request, field)
         if value and not (isinstance(value, str) and _NAME.fullmatch(value)):
-            raise _wrong(request, field, value, "it must be 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+            raise _wrong(request, field, show(value), "it must be 1 to 128 of the characters A-Z a-z 0-9 . _ -")
 
 
 def _check_timeout(request: GenerateRequest, limits: Limits) -> None:
@@ -229,7 +229,7 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
         raise _wrong(request, "prompt", "empty", "it must have at least one token")
     if isinstance(prompt, str):
         if not _is_unicode(prompt):
-            raise _wrong(request, "prompt", prompt, "it must be text that UTF-8 can carry (it has a lone surrogate)")
+            raise _wrong(request, "prompt", show(prompt), "it must be text that UTF-8 can carry (it has a lone surrogate)")
         return
     if len(prompt) > min(limits.context, limits.pool_tokens):
         raise _too_long(request, f"{len(prompt)} tokens", limits)
@@ -239,7 +239,7 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
 
 def _check_token(request: GenerateRequest, field: str, token: Any, limits: Limits) -> None:
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limits.vocab_size:
-        raise _wrong(request, field, token, f"token ids are integers from 0 to {limits.vocab_size - 1}")
+        raise _wrong(request, field, show(token), f"token ids are integers from 0 to {limits.vocab_size - 1}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -277,9 +277,8 @@ def _tighter(limits: Limits) -> tuple[int, str]:
     return limits.context, "the context of this model is"
 
 
-def _wrong(request: GenerateRequest, field: str, value: Any, rule: str) -> InvalidRequest:
+def _wrong(request: GenerateRequest, field: str, shown: str, rule: str) -> InvalidRequest:
     name = request.name(field)
-    shown = value if isinstance(value, str) and value == "empty" else show(value)
     return InvalidRequest(f"{name} is {shown}; {rule}", param=name)
 
 

@@ -27,7 +27,7 @@ class Inputs:
 
 
 def build(plan: Plan, tables: Tables, page_size: int, extra_outputs: IntArray) -> Inputs:  # hot
-    """The tensors of a plan. `extra_outputs`, int32, are tokens of the step whose hidden state is wanted beside the sampling rows'."""
+    """The tensors of a plan. `extra_outputs`, int32: tokens whose hidden state is wanted beside that of the sampling rows."""
     slots, starts, lengths, samples = plan.slots, plan.starts, plan.lengths, plan.samples
     offsets = np.zeros(len(slots) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])

@@ -1,7 +1,7 @@
 """Executes plans: forward pass, sampling, log probabilities. It decides nothing and keeps only what slots were told.
 
-Plans run in order. `forward` applies the plan's changes to the tables and launches the model; `sample` and `result` of a
-step come before the next but one `forward`, so the tables still describe the step when it samples.
+Plans run in order. `forward` applies the plan's changes to the tables and launches the model; `sample` comes before the
+next `forward`, so the tables still describe the step when it samples; `result` may come any time later.
 """
 
 from __future__ import annotations

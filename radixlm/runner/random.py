@@ -26,4 +26,4 @@ def bits64(seeds: Uint64Array, positions: Uint64Array) -> Uint64Array:  # hot
 
 def uniform(seeds: Uint64Array, positions: Uint64Array) -> Float64Array:
     """Numbers in [0, 1), multiples of 2**-53."""
-    return (bits64(seeds, positions) >> np.uint64(11)) * 2.0**-53
+    return (bits64(seeds, positions) >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)

@@ -23,6 +23,11 @@ class Tables:
     def set_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
         """pages[slots[i], indices[i]] = pages[i]; later entries win."""
         self.pages[slots, indices] = pages
+        if self.device.type != "cpu":
+            rows = np.unique(slots)
+            self.device_pages[torch.from_numpy(rows).to(self.device)] = torch.from_numpy(self.pages[rows]).to(
+                self.device
+            )
 
     def set_last(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """The tokens that slots have just sampled: what ON_DEVICE stands for in the next plan. A failed one reads 0."""

@@ -1,4 +1,7 @@
-"""Do the books balance? Every page and slot has one owner, every pin a lease. Run by tests after each step and by the idle engine."""
+"""Do the books balance? Every page and slot has one owner, every pin a lease.
+
+Tests ask after each step, the engine when it becomes idle.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,10 @@ def _pins(scheduler: Scheduler) -> list[str]:
             node = node.parent
         if path_pages != lease.shared:
             found.append(f"a lease shares {lease.shared} pages, its path holds {path_pages}")
-    pins = {node: node.pins for _, node in scheduler.running.tree.nodes()}
-    wrong = [f"a node has {count} pins, {crossing[node]} leases cross it" for node, count in pins.items() if count != crossing[node]]
-    return found + wrong
+    for _, node in scheduler.running.tree.nodes():
+        if node.pins != crossing[node]:
+            found.append(f"a node has {node.pins} pins, {crossing[node]} leases cross it")
+    return found
 
 
 def _tree(scheduler: Scheduler) -> list[str]:

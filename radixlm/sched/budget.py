@@ -13,6 +13,11 @@ def prompt_budget(tokens_per_step: int, num_decode: int) -> int:
     return max(tokens_per_step - num_decode, tokens_per_step // DECODE_SHARE, 1)
 
 
+def newcomers_budget(budget: int, num_begun: int) -> int:
+    """What prompts that begin in this step may take: half, if others were begun before."""
+    return max(1, budget // 2) if num_begun else budget
+
+
 def shares(remaining: Sequence[int], budget: int) -> list[int]:
     """Tokens for each prompt, given what is left of each, oldest first.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from radixlm.messages import Ended, PartEnded
 from radixlm.sched import admission
-from radixlm.sched.budget import prompt_budget, shares
+from radixlm.sched.budget import newcomers_budget, prompt_budget, shares
 from radixlm.sched.draft import Draft
 from radixlm.sched.leases import Leases
 from radixlm.sched.outbox import Outbox
@@ -117,11 +117,6 @@ class Scheduler:
         """Requests accepted and not ended."""
         return len(self._open)
 
-    @property
-    def next_deadline(self) -> float:
-        """When `plan` should be called again even if nothing else happens, by the scheduler's clock."""
-        return self._next_deadline
-
     # -- coming and going ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, sink: int = 0) -> None:
@@ -174,11 +169,11 @@ class Scheduler:
         while True:
             draft = Draft()
             num_decode = self._plan_decode(draft)
-            budget = prompt_budget(self.limits.tokens_per_step, num_decode)
-            if self._prefilling:
-                budget -= self._plan_prompts(draft, budget)
-            if self.waiting and self.running.rows.num_free and budget > 0:
-                self._admit(draft, budget)
+            budget, begun = prompt_budget(self.limits.tokens_per_step, num_decode), list(self._prefilling)
+            if self.waiting and self.running.rows.num_free:
+                budget -= self._admit(draft, newcomers_budget(budget, len(begun)))
+            if begun:
+                self._plan_prompts(draft, begun, budget)
             if not draft.empty:
                 return self._launch(draft)
             # Stuck: running requests hold all pages and nothing under way will free any. One must start over.
@@ -208,11 +203,13 @@ class Scheduler:
         rows, active = self.running.rows, self.running.active
         return active[(rows.length[active] < rows.limit[active]) & (rows.computed[active] >= rows.prompt_end[active])]
 
-    def _plan_prompts(self, draft: Draft, budget: int) -> int:
-        """Chunks of the prompts being computed; returns the tokens spent."""
-        rows, leases = self.running.rows, list(self._prefilling)
-        left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in leases]
-        return sum(self._chunk(draft, lease, share) for lease, share in zip(leases, shares(left, budget)) if share)
+    def _plan_prompts(self, draft: Draft, begun: list[Lease], budget: int) -> None:
+        """Next chunks of prompts begun in earlier steps."""
+        rows = self.running.rows
+        left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in begun]
+        for lease, share in zip(begun, shares(left, budget)):
+            if share:
+                self._chunk(draft, lease, share)
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""
@@ -233,21 +230,22 @@ class Scheduler:
             self._prefilling.remove(lease)
         return stop - start
 
-    def _admit(self, draft: Draft, budget: int) -> None:
-        """Lets waiting requests in while slots, pages and budget last."""
-        running = self.running
+    def _admit(self, draft: Draft, budget: int) -> int:
+        """Lets waiting requests in while slots, pages and budget last; returns the tokens spent on their first chunks."""
+        running, spent = self.running, 0
         if self.limits.static_batching and len(running):
-            return
+            return 0
         taken = admission.reserved(running.rows, running.active, self.ratio.value)
         for entry in self._order(self.waiting.values(), running.tree):
-            if budget <= 0 or not running.rows.num_free:
-                return
+            if spent >= budget or not running.rows.num_free:
+                break
             verdict, need = admission.judge(running, entry, taken, self.ratio.value, self._prefilling)
             if verdict is admission.Verdict.NO_PAGES:
-                return
+                break
             if verdict is admission.Verdict.ADMIT:
-                budget -= self._chunk(draft, self._start(entry), budget)
+                spent += self._chunk(draft, self._start(entry), budget - spent)
                 taken += need
+        return spent
 
     def _start(self, entry: OpenRequest) -> Lease:
         """A waiting request begins to run, or goes on after a preemption."""

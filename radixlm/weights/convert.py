@@ -23,7 +23,10 @@ from radixlm.weights.safetensors import SINGLE
 def convert_gguf(source: Path, folder: Path, report: Report) -> None:
     """Writes config, generation config, tokenizer and weights into an existing folder. Reports bytes written."""
     file = open_gguf(source)
-    configs = {"config.json": config_json(file) | {"dtype": "bfloat16"}, "generation_config.json": generation_json(file)}
+    configs = {
+        "config.json": config_json(file) | {"dtype": "bfloat16"},
+        "generation_config.json": generation_json(file),
+    }
     for name, content in configs.items():
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     write_tokenizer(file.metadata, folder)

@@ -28,6 +28,8 @@ def python_of(peer: Peer, root: Path) -> Path:
         if not python.exists():
             venv.create(folder, with_pip=True)
         _run([str(python), "-m", "pip", "install", "-q", *peer.requirements], f"install {peer.name}")
+        if peer.unwanted:
+            _run([str(python), "-m", "pip", "uninstall", "-q", "-y", *peer.unwanted], f"trim {peer.name}")
         marker.touch()
     return python
 

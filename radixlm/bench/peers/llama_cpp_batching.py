@@ -29,8 +29,8 @@ class Adapter:
     """Weights as in the GGUF file. Sequence 0 of the single-request context keeps its tokens for a second chat turn."""
 
     def __init__(self, model: str, threads: int) -> None:
-        import llama_cpp  # noqa: PLC0415 - the peer's own environment
-        import numpy as np  # noqa: PLC0415
+        import llama_cpp
+        import numpy as np
 
         self._np: Any = np
         self._lib: Any = llama_cpp
@@ -77,7 +77,6 @@ class Adapter:
             params.n_ctx = CONTEXT * concurrency
             params.n_seq_max = concurrency
             params.n_batch = params.n_ubatch = TOKENS_PER_STEP
-            params.kv_unified = bool(int(__import__("os").environ.get("UNI","1")))
             params.n_threads = params.n_threads_batch = self._threads
             context = self._lib.llama_init_from_model(self._model, params)
             if not context:

@@ -13,9 +13,9 @@ class Adapter:
     """bf16 inference precision; the KV cache stays at the plugin's default (u8 on CPUs), which is its fastest."""
 
     def __init__(self, model: str, threads: int) -> None:
-        import numpy as np  # noqa: PLC0415 - the peer's own environment
-        import openvino  # noqa: PLC0415
-        import openvino_genai  # noqa: PLC0415
+        import numpy as np
+        import openvino
+        import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GB

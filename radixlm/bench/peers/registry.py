@@ -23,6 +23,7 @@ class Peer:
     adapter: str
     environment: str = ""  # name of the virtual environment; empty: the one we run in
     requirements: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()  # dependencies to remove again
     target: str = ""  # file or folder name of the converted weights
     weights: Callable[[Path, Path, Path], list[str] | None] | None = None
 
@@ -47,21 +48,34 @@ def _gguf(kind: str) -> Callable[[Path, Path, Path], None]:
     return write
 
 
-_LLAMA = ("llama-cpp-python>=0.3.16",)
+def _llama(kind: str) -> Peer:
+    return Peer(
+        name=f"llama.cpp {kind}",
+        adapter="llama_cpp_batching.py",
+        environment="llama",
+        requirements=("llama-cpp-python>=0.3.16",),
+        target=f"model-{kind}.gguf",
+        weights=_gguf(kind),
+    )
+
+
 OURS = Peer("radixlm", "ours.py")
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("transformers", "transformers_generate.py", "transformers", (TORCH, "transformers>=5.0")),
         Peer(
-            "openvino",
-            "openvino_genai_batching.py",
-            "openvino",
-            (TORCH, "openvino-genai>=2026.1", "optimum-intel[openvino]", "nncf"),
-            "openvino-fp16",
-            _openvino,
+            name="openvino",
+            adapter="openvino_genai_batching.py",
+            environment="openvino",
+            requirements=(TORCH, "openvino-genai>=2026.1", "optimum-intel[openvino]", "nncf"),
+            unwanted=(
+                "torchvision",
+            ),  # optimum-intel names it and needs it for images only; a CUDA build breaks the export
+            target="openvino-fp16",
+            weights=_openvino,
         ),
-        Peer("llama.cpp-bf16", "llama_cpp_batching.py", "llama", _LLAMA, "model-BF16.gguf", _gguf("BF16")),
-        Peer("llama.cpp-q8_0", "llama_cpp_batching.py", "llama", _LLAMA, "model-Q8_0.gguf", _gguf("Q8_0")),
+        _llama("BF16"),
+        _llama("Q8_0"),
     )
 }

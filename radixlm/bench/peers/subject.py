@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from radixlm.bench.peers import worker
-from radixlm.errors import Error, StartError
+from radixlm.bench.results import BenchError
+from radixlm.errors import StartError
 
 Tokens = Sequence[int]
 
@@ -38,28 +39,6 @@ class Subject(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class BenchError(Error):
-    """A measurement could not be taken: the engine under test failed or broke the rules of the comparison."""
-
-    code = "bench_failed"
-
-
-class LocalSubject:
-    """An adapter in this process."""
-
-    def __init__(self, name: str, adapter: worker.Adapter) -> None:
-        self.name = name
-        self.versions = adapter.versions
-        self._adapter = adapter
-
-    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
-        """See `Subject`."""
-        return _checked(self.name, worker.answer(self._adapter, _command(prompts, lengths)), lengths)
-
-    def close(self) -> None:
-        """Nothing to end: the adapter's memory goes with it."""
 
 
 class WorkerSubject:

@@ -10,8 +10,8 @@ class Adapter:
     """bfloat16, SDPA attention. A single request keeps its KV cache, so a second chat turn computes only the new tokens."""
 
     def __init__(self, model: str, threads: int) -> None:
-        import torch  # noqa: PLC0415 - the peer's own environment
-        import transformers  # noqa: PLC0415
+        import torch
+        import transformers
 
         torch.set_num_threads(threads)
         self.torch: Any = torch

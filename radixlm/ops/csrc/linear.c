@@ -116,7 +116,7 @@ static void linear_f32(const void *args, long index) { linear_panel(args, index,
 
 /* Rows of an odd number of 16-bit elements do not end on a pair: copies them with a zero behind. */
 static const char *padded(const void *x, int64_t rows, int64_t k, long ldx) {
-    char *copy = rx_scratch(rows * ldx);
+    char *copy = rx_scratch(SCRATCH_CALL, rows * ldx);
     for (int64_t r = 0; r < rows; r++) {
         memcpy(copy + r * ldx, (const char *)x + r * k * 2, k * 2);
         memset(copy + r * ldx + k * 2, 0, 2);

@@ -146,20 +146,39 @@ void rx_set_threads(int threads) {
 
 int rx_threads(void) { return pool.threads; }
 
+struct scratch_memory {
+    void *memory[SCRATCH_USES];
+    long capacity[SCRATCH_USES];
+};
 static pthread_key_t scratch_key;
 static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
-static void make_scratch_key(void) { pthread_key_create(&scratch_key, free); }
 
-void *rx_scratch(long size) {
-    static _Thread_local void *memory;
-    static _Thread_local long capacity;
-    if (size > capacity) {
+static void free_scratch(void *value) {
+    struct scratch_memory *own = value;
+    for (int use = 0; use < SCRATCH_USES; use++) free(own->memory[use]);
+    free(own);
+}
+
+static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
+
+static struct scratch_memory *own_scratch(void) {
+    static _Thread_local struct scratch_memory *own;
+    if (!own) {
         pthread_once(&scratch_once, make_scratch_key);
-        free(memory);
-        capacity = (size + 65535) / 65536 * 65536;
-        memory = aligned_alloc(64, capacity);
-        if (!memory) abort(); /* tens of kilobytes: the process is beyond help */
-        pthread_setspecific(scratch_key, memory);
+        own = calloc(1, sizeof *own);
+        if (!own) abort(); /* without these few bytes the process is beyond help */
+        pthread_setspecific(scratch_key, own);
     }
-    return memory;
+    return own;
+}
+
+void *rx_scratch(enum scratch use, long size) {
+    struct scratch_memory *own = own_scratch();
+    if (size > own->capacity[use]) {
+        free(own->memory[use]);
+        own->capacity[use] = (size + 65535) / 65536 * 65536;
+        own->memory[use] = aligned_alloc(64, own->capacity[use]);
+        if (!own->memory[use]) abort();
+    }
+    return own->memory[use];
 }

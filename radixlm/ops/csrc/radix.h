@@ -18,8 +18,9 @@ void rx_parallel(task_fn fn, const void *args, long count);
 /* Threads that compute, the caller included. Takes effect at once; at most 256. */
 void rx_set_threads(int threads);
 int rx_threads(void);
-/* Memory of the calling thread, at least `size` bytes, aligned to 64; valid until its next call. */
-void *rx_scratch(long size);
+/* Memory of the calling thread, at least `size` bytes, aligned to 64; valid until its next call for the same use. */
+enum scratch { SCRATCH_CALL, SCRATCH_PARTIAL, SCRATCH_TASK, SCRATCH_USES };
+void *rx_scratch(enum scratch use, long size);
 
 /* A packed matrix [n, k]; see gemm.c. `packed` holds rx_packed_bytes bytes, aligned to 64. */
 struct weight {
@@ -35,15 +36,8 @@ void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype);
 /* x [rows, k] -> out [rows, n], both of the weight's dtype. */
 void rx_linear(const struct weight *w, const void *x, void *out, int64_t rows);
 
-struct norm_args {
-    const void *x;      /* [rows, n] */
-    void *residual;     /* [rows, n], updated to x + residual; NULL: x alone is normalised */
-    const void *weight; /* [n] */
-    void *out;          /* [rows, n] */
-    int64_t rows, n;
-    float eps;
-    int32_t dtype;
-};
+/* out = RMSNorm(x + residual) * weight, and residual = x + residual. residual NULL: x alone is normalised.
+ * x, residual, out [rows, n], weight [n]. */
 void rx_norm(const void *x, void *residual, const void *weight, void *out, int64_t rows, int64_t n, float eps,
              int dtype);
 /* gate_up [rows, 2 n] -> out [rows, n]. */
@@ -62,14 +56,14 @@ struct rope {
 void rx_rope_write(const struct rope *rope, const void *qkv, void *q, int64_t tokens);
 
 struct attention {
-    const int32_t *slots, *starts, *lengths, *offsets; /* Batch, see radixlm/attention/api.py */
+    const int32_t *slots, *starts, *lengths, *offsets; /* radixlm.attention.api.Batch */
     const int32_t *page_table;                         /* [slots, pages] */
+    const void *keys, *values;                         /* [cells, kv_heads, head_dim] */
     int64_t chunks, pages, page_size;
-    const void *keys, *values; /* [cells, kv_heads, head_dim] */
     int32_t heads, kv_heads, head_dim, window, dtype, kv_dtype;
     float scale, softcap;
 };
-/* q [tokens, heads, head_dim] -> out, same shape. Returns 0, or -1 when memory for the work list ran out. */
-int rx_attention(const struct attention *a, const void *q, void *out);
+/* q [tokens, heads, head_dim] -> out, same shape; rows outside every chunk are zero. */
+void rx_attention(const struct attention *a, const void *q, void *out, int64_t tokens);
 
 #endif

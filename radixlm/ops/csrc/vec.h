@@ -80,23 +80,28 @@ INLINE long size_of(int dtype) { return dtype == F32 ? 4 : 2; }
 
 /* `count` (1 to 16) elements of type dtype from p, the other lanes zero. */
 INLINE vf load(const void *p, long count, int dtype) {
+    vf x = {};
+    vh h = {};
     if (dtype == F32) {
-        vf x = {};
-        memcpy(&x, p, count == LANES ? 64 : count * 4);
+        if (count == LANES)
+            memcpy(&x, p, 64);
+        else
+            memcpy(&x, p, count * 4);
         return x;
     }
-    vh h = {};
-    memcpy(&h, p, count == LANES ? 32 : count * 2);
+    if (count == LANES)
+        memcpy(&h, p, 32);
+    else
+        memcpy(&h, p, count * 2);
     return dtype == BF16 ? widen_bf16(h) : widen_f16(h);
 }
 
 INLINE void store(void *p, vf x, long count, int dtype) {
-    if (dtype == F32) {
-        memcpy(p, &x, count == LANES ? 64 : count * 4);
-        return;
-    }
-    vh h = dtype == BF16 ? narrow_bf16(x) : narrow_f16(x);
-    memcpy(p, &h, count == LANES ? 32 : count * 2);
+    vh h = dtype == BF16 ? narrow_bf16(x) : dtype == F16 ? narrow_f16(x) : (vh){};
+    if (count == LANES)
+        memcpy(p, dtype == F32 ? (void *)&x : (void *)&h, LANES * size_of(dtype));
+    else
+        memcpy(p, dtype == F32 ? (void *)&x : (void *)&h, count * size_of(dtype));
 }
 
 INLINE void *at(const void *p, long index, int dtype) { return (char *)p + index * size_of(dtype); }
@@ -106,21 +111,22 @@ INLINE vf rounded(vf x, int dtype) {
     return dtype == F32 ? x : dtype == BF16 ? widen_bf16(narrow_bf16(x)) : widen_f16(narrow_f16(x));
 }
 
-/* e^x for x <= 88, within 2 units in the last place; 0 below -87. */
+/* e^x within 2 units in the last place; below -87 it is 0, above 88 it is e^88, and a NaN stays one. */
 INLINE vf exp_(vf x) {
-    vi tiny = x < -87.0f;
-    x = max_(x, splat(-87.0f));
-    vf n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
+    vf y = select_(x < -87.0f, splat(-87.0f), x);
+    y = select_(y > 88.0f, splat(88.0f), y);
+    vf n = y * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
     vi exponent = (vi)n - 0x4b400000;
     n -= 12582912.0f;
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf r = y - n * 0.693359375f + n * 2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return select_(tiny, splat(0.0f), (vf)((vi)p + (exponent << 23)));
+    vf result = (vf)((vi)p + (exponent << 23));
+    return select_(x >= -87.0f, result, select_(x < -87.0f, splat(0.0f), x));
 }
 
 #endif

@@ -1,0 +1,218 @@
+"""The attention kernel: flash attention of one item at a time over the paged pool, for long chunks and decode rows alike.
+
+The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. Programs go
+through the items round robin; the last program to finish a tile's splits adds them up, in a fixed order.
+"""
+
+# Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
+# ruff: noqa: PLR0913
+# pyright: basic, reportMissingImports=false
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from radixlm.attention.api import AttentionShape
+from radixlm.attention.triton_schedule import FIELDS, Items
+from radixlm.ops.triton_launch import follow, launch_options, next_power
+
+HIDDEN = tl.constexpr(-1.0e30)
+"""Score of a key that a query may not see. Finite: a row whose keys are all hidden yields numbers, which weigh nothing later."""
+
+_LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How the kernel is built for one kind of chunk."""
+
+    rows: int  # query rows of a tile: tokens times heads of a group, a power of two >= 16
+    block: int  # keys per loop turn
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Room for the results of split tiles: sums float32 [parts, kv_heads, rows, dim], (maximum, total) [parts, kv_heads, 2, rows].
+
+    `counters` int32 [parts, kv_heads] are zero between launches.
+    """
+
+    sums: torch.Tensor
+    stats: torch.Tensor
+    counters: torch.Tensor
+
+
+@triton.jit
+def _attend_kernel(
+    q, keys, values, out, table, table_stride, records, count, sums, stats, counters, scale, softcap,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two."""
+    follow(OVERLAP)
+    row = tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM_BLOCK)
+    total_items = tl.load(count) * KV_HEADS
+    for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
+        record = records + (index // KV_HEADS) * FIELDS
+        head = index % KV_HEADS
+        pages = table + tl.load(record).to(tl.int64) * table_stride
+        position = tl.load(record + 3)
+        low, high = tl.load(record + 4), tl.load(record + 5)
+
+        live = row < tl.load(record + 2) * GROUP
+        token = tl.load(record + 1) + row // GROUP
+        cell = ((token * KV_HEADS + head) * GROUP + row % GROUP)[:, None].to(tl.int64) * DIM + dim[None, :]
+        inside = live[:, None] & (dim < DIM)[None, :]
+        query = tl.load(q + cell, mask=inside, other=0.0)
+        at = position + row // GROUP
+
+        peak = tl.full((ROWS,), HIDDEN, tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
+        # Blocks that every query of the tile sees whole need no mask: those from `seen` to `whole`.
+        whole = low + tl.maximum(0, (tl.minimum(high, position + 1) - low) // BLOCK) * BLOCK
+        seen = low
+        if WINDOW > 0:
+            last = position + tl.load(record + 2) - 1
+            seen = tl.minimum(whole, low + tl.cdiv(tl.maximum(0, last - WINDOW + 1 - low), BLOCK) * BLOCK)
+            peak, total, acc = _attend(
+                query, at, keys, values, pages, head, low, seen, high, scale, softcap, peak, total, acc,
+                KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
+            )  # fmt: skip
+        peak, total, acc = _attend(
+            query, at, keys, values, pages, head, seen, whole, high, scale, softcap, peak, total, acc,
+            KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, False, NUM_STAGES,
+        )  # fmt: skip
+        peak, total, acc = _attend(
+            query, at, keys, values, pages, head, whole, high, high, scale, softcap, peak, total, acc,
+            KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
+        )  # fmt: skip
+
+        splits = tl.load(record + 6)
+        if splits == 1:
+            tl.store(out + cell, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+        else:
+            part = tl.load(record + 7) * KV_HEADS + head
+            first = tl.load(record + 8) * KV_HEADS + head
+            tl.store(sums + (part * ROWS + row)[:, None].to(tl.int64) * DIM_BLOCK + dim[None, :], acc, mask=live[:, None])
+            tl.store(stats + part * 2 * ROWS + row, peak)
+            tl.store(stats + part * 2 * ROWS + ROWS + row, total)
+            tl.debug_barrier()
+            if tl.atomic_add(counters + first, 1, sem="acq_rel") == splits - 1:
+                tl.store(counters + first, 0)
+                result = _add_splits(sums, stats, first, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
+                tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _attend(
+    query, at, keys, values, pages, head, begin, end, high, scale, softcap, peak, total, acc,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, NUM_STAGES: tl.constexpr,
+):  # fmt: skip
+    """Adds the keys begin .. end to the running softmax (peak, total, acc). If MASKED, per query and only below `high`."""
+    dim = tl.arange(0, DIM_BLOCK)
+    for block in tl.range(begin, end, BLOCK, num_stages=NUM_STAGES):
+        key = block + tl.arange(0, BLOCK)
+        # Keys past the last repeat it: a load without a mask, and their scores are hidden.
+        place = tl.minimum(key, high - 1) if MASKED else key
+        page = tl.load(pages + place // PAGE).to(tl.int64)
+        cell = ((page * PAGE + place % PAGE) * KV_HEADS + head) * DIM
+        if DIM == DIM_BLOCK:
+            k = tl.load(keys + cell[:, None] + dim[None, :])
+        else:
+            k = tl.load(keys + cell[:, None] + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
+        scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision="ieee")
+        if SOFTCAP:
+            # softcap * tanh(scale * score / softcap), with tanh(x) = 1 - 2 / (exp(2 x) + 1)
+            scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * scale) + 1.0))
+            unit = 1.0
+        else:
+            unit = scale
+        if MASKED:
+            visible = (key[None, :] <= at[:, None]) & (key < high)[None, :]
+            if WINDOW > 0:
+                visible = visible & (key[None, :] > at[:, None] - WINDOW)
+            scores = tl.where(visible, scores, HIDDEN)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1) * unit)
+        weights = tl.exp2(scores * unit - new_peak[:, None])
+        decay = tl.exp2(peak - new_peak)
+        total = total * decay + tl.sum(weights, axis=1)
+        peak = new_peak
+        if DIM == DIM_BLOCK:
+            v = tl.load(values + cell[:, None] + dim[None, :])
+        else:
+            v = tl.load(values + cell[:, None] + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
+        acc = tl.dot(weights.to(query.dtype), v.to(query.dtype), acc * decay[:, None], input_precision="ieee")
+    return peak, total, acc
+
+
+@triton.jit
+def _add_splits(
+    sums, stats, first, splits, live, row, dim, KV_HEADS: tl.constexpr, ROWS: tl.constexpr, DIM_BLOCK: tl.constexpr
+):
+    """The softmax over all splits of a tile, in their order."""
+    peak = tl.full((ROWS,), HIDDEN, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
+    for split in range(splits):
+        part = first + split * KV_HEADS
+        new = tl.load(stats + part * 2 * ROWS + row, cache_modifier=".cg")
+        new_peak = tl.maximum(peak, new)
+        decay, weight = tl.exp2(peak - new_peak), tl.exp2(new - new_peak)
+        total = total * decay + weight * tl.load(stats + part * 2 * ROWS + ROWS + row, cache_modifier=".cg")
+        place = sums + (part * ROWS + row)[:, None].to(tl.int64) * DIM_BLOCK + dim[None, :]
+        acc = acc * decay[:, None] + weight[:, None] * tl.load(place, mask=live[:, None], other=0.0, cache_modifier=".cg")
+        peak = new_peak
+    return acc / total[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where the sequences of a step are: page table int32 [slots, pages per sequence] and tokens per page."""
+
+    table: torch.Tensor
+    size: int
+
+
+def attend(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    kv: tuple[torch.Tensor, torch.Tensor],
+    pages: Pages,
+    items: Items,
+    kernel: Kernel,
+) -> None:
+    """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
+    shape, variant, workspace = kernel.shape, kernel.variant, kernel.workspace
+    _attend_kernel[(kernel.programs,)](
+        q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
+        workspace.sums, workspace.stats, workspace.counters, kernel.scale, shape.softcap * _LOG2_E,
+        shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
+        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages,
+        num_warps=variant.num_warps, **launch_options(q.device),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A variant of the kernel for layers of one window, its grid and its workspace."""
+
+    shape: AttentionShape
+    variant: Variant
+    window: int
+    programs: int
+    workspace: Workspace
+
+    @property
+    def scale(self) -> float:
+        """Factor of the raw scores: into powers of two, or into the argument of exp2(2 x log2(e)) inside tanh."""
+        scale = self.shape.scale * _LOG2_E
+        return 2.0 * scale / self.shape.softcap if self.shape.softcap else scale

@@ -1,0 +1,149 @@
+"""Text of one generated choice: turns the engine's frames into pieces of text, and ends the text where a stop begins.
+
+The pieces concatenate to the decoding of all tokens up to the stop; no piece splits a character. The engine ends a request
+at the same token by the same matcher; should its terminal event come later, what follows the stop is dropped here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from radixlm.messages import Ended, Logprobs, Outputs, TokenLogprobs
+from radixlm.text.detokenizer import Detokenizer
+from radixlm.text.stops import StopText
+from radixlm.text.tokenizer import Tokenizer
+from radixlm.types import Finish, SamplingParams, from_bytes
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree; times in seconds."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    num_preempted: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Delta(msgspec.Struct, kw_only=True):
+    """What is new of choice `index`. The last delta of a choice has `finish` and `usage`.
+
+    `tokens` include the stop token or the tokens of the stop string, `text` does not (unless `include_stop`). `logprobs`
+    belong to output tokens in order, `prompt_logprobs` to prompt positions from `max(1, prompt_logprobs_start)` on.
+    """
+
+    index: int
+    text: str = ""
+    tokens: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    finish: Finish | None = None
+    usage: Usage | None = None
+
+
+class Completion:
+    """All deltas of one choice so far, joined."""
+
+    def __init__(self, index: int, num_prompt: int) -> None:
+        self.index = index
+        self.num_prompt = num_prompt
+        self.text = ""
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.finish: Finish | None = None
+        self.usage = Usage(prompt_tokens=num_prompt, completion_tokens=0)
+
+    def add(self, delta: Delta) -> None:
+        """Takes the next delta of this choice."""
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
+        self.finish = delta.finish
+        self.usage = delta.usage or Usage(prompt_tokens=self.num_prompt, completion_tokens=len(self.tokens))
+
+
+class Output:
+    """The text side of one open request. `stopped` once its text ended, though the engine may not have said so yet."""
+
+    def __init__(
+        self, index: int, num_prompt: int, sampling: SamplingParams, tokenizer: Tokenizer, eos: tuple[int, ...]
+    ) -> None:
+        self._index = index
+        self._num_prompt = num_prompt
+        self._sampling = sampling
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        watched = bool(sampling.stop or sampling.stop_regex)
+        self._stop = StopText(sampling.stop, sampling.stop_regex, include_stop=sampling.include_stop) if watched else None
+        self._stop_tokens = frozenset(sampling.stop_token_ids + (() if sampling.ignore_eos else eos))
+        self._num_tokens = 0
+        self._finish: Finish | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Nothing more will be added to the text."""
+        return self._finish is not None
+
+    def take(self, frame: Outputs) -> Delta:  # hot
+        """What a frame of this request adds."""
+        delta = Delta(index=self._index)
+        if frame.tokens and self._finish is None:
+            self._take_tokens(frame.tokens, delta)
+        for detail in frame.details:
+            if isinstance(detail, Logprobs):
+                self._take_logprobs(detail, delta)
+        for ended in frame.ended:
+            self._end(ended, delta)
+        return delta
+
+    def _take_tokens(self, tokens: bytes, delta: Delta) -> None:  # hot
+        delta.tokens = []
+        for token in from_bytes(tokens).tolist():
+            delta.tokens.append(token)
+            self._num_tokens += 1
+            delta.text += self._text_of(token)
+            if self._finish is not None:
+                return
+
+    def _text_of(self, token: int) -> str:  # hot
+        if token in self._stop_tokens:
+            return self._end_text(token)
+        text = self._detokenizer.push(token)
+        if self._stop is None or self._num_tokens < self._sampling.min_tokens:
+            return text
+        text, matched = self._stop.push(text)
+        if matched is not None:
+            self._finish = Finish("stop", matched=matched)
+        return text
+
+    def _end_text(self, token: int) -> str:
+        """The text that was held back when a stop token ends it, and the stop token's own if that is asked for."""
+        text = self._detokenizer.push(token) if self._sampling.include_stop else ""
+        self._finish = Finish("stop", matched=token)
+        return self._flush(text)
+
+    def _flush(self, text: str = "") -> str:
+        text += self._detokenizer.finish()
+        return text if self._stop is None else self._stop.push(text)[0] + self._stop.finish()
+
+    def _take_logprobs(self, detail: Logprobs, delta: Delta) -> None:
+        of_prompt = max(0, self._num_prompt - detail.start)
+        delta.prompt_logprobs = [*delta.prompt_logprobs, *detail.positions[:of_prompt]]
+        delta.logprobs = [*delta.logprobs, *detail.positions[of_prompt:]]
+
+    def _end(self, ended: Ended, delta: Delta) -> None:
+        if self._finish is None:
+            delta.text += self._flush()
+        delta.finish = self._finish or ended.finish
+        delta.usage = Usage(
+            prompt_tokens=self._num_prompt,
+            completion_tokens=self._num_tokens,
+            cached_tokens=ended.num_cached,
+            num_preempted=ended.num_preempted,
+            queue_s=ended.queue_s,
+            prefill_s=ended.prefill_s,
+            total_s=ended.total_s,
+        )

@@ -1,0 +1,493 @@
+/* Causal attention of ragged chunks over the paged pool, with grouped queries.
+ *
+ * A tile is a few queries of one chunk and the heads of one KV head: up to 64 rows. Its keys pass in blocks of 64, at fixed
+ * positions of the sequence; a block's keys and values are gathered from their cells and packed once (tile.h), all rows
+ * use them. Four blocks are a span: softmax runs online inside a span, and spans are merged in order. Because blocks and
+ * spans lie at fixed positions and a masked key changes no bit, a row's result does not depend on the tile, the chunk or
+ * the batch it is computed in. When there are too few tiles to keep all threads busy, the spans of a tile are tasks of
+ * their own, merged by the same arithmetic.
+ */
+#include "tile.h"
+#include <limits.h>
+
+#define BLOCK 64
+#define SPAN (4 * BLOCK)
+#define ROWS 64
+#define NV 4 /* vectors of a full panel: BLOCK keys, or 64 elements of a head */
+#define TASKS_PER_THREAD 8
+
+struct item {
+    int32_t chunk, first, count; /* queries first .. first + count of the chunk */
+    int32_t span, spans;         /* spans span .. spans of the sequence */
+    int32_t partial;             /* -1: the item writes its output; else its place among the partial results */
+};
+
+struct call {
+    const struct attention *a;
+    const char *q;
+    char *out;
+    const struct item *items;
+    long *merges; /* the first item of every tile that was split */
+    float *partials;
+    long rows, padded_dim, units; /* rows of a tile; head_dim in full vectors; 4-byte units of a key */
+    int compute;                  /* F32 or BF16: type of the products' inputs */
+};
+
+/* Softmax state of a tile's rows: running maximum, sum, and weighted values (not yet divided by the sum). */
+struct state {
+    float *max, *sum, *values; /* [rows], [rows], [rows, padded_dim] */
+};
+
+struct work {
+    char *q;              /* [rows, head_dim], compute type */
+    float *scores;        /* [rows, BLOCK]; F32: also the weights */
+    char *weights;        /* [rows, BLOCK], compute type */
+    uint32_t *keys;       /* panel [units, BLOCK] */
+    uint32_t *value;      /* panels of up to NV vectors, [BLOCK or BLOCK / 2, padded_dim] */
+    float *wide;          /* [2, BLOCK, head_dim]: keys and values that must be converted first */
+    struct state span, all;
+    const char *rows_of[2][2][BLOCK]; /* [this and next block][keys, values] */
+};
+
+static const _Alignas(64) char zeros[4096]; /* stands for keys and values behind the last one */
+
+static char *take(char **memory, long bytes) {
+    char *p = *memory;
+    *memory += (bytes + 63) / 64 * 64;
+    return p;
+}
+
+static struct state take_state(char **memory, long rows, long padded_dim) {
+    struct state s;
+    s.max = (float *)take(memory, rows * 4);
+    s.sum = (float *)take(memory, rows * 4);
+    s.values = (float *)take(memory, rows * padded_dim * 4);
+    return s;
+}
+
+static struct work *take_work(const struct call *c) {
+    long dim = c->a->head_dim, rows = c->rows, pad = c->padded_dim;
+    long size = sizeof(struct work) + rows * (dim * 4 + BLOCK * 8 + pad * 8 + 16) + BLOCK * (c->units + pad + 2 * dim) * 4;
+    char *memory = rx_scratch(SCRATCH_TASK, size + 1024);
+    struct work *w = (struct work *)take(&memory, sizeof *w);
+    w->q = take(&memory, rows * dim * 4);
+    w->scores = (float *)take(&memory, rows * BLOCK * 4);
+    w->weights = c->compute == F32 ? (char *)w->scores : take(&memory, rows * BLOCK * 2);
+    w->keys = (uint32_t *)take(&memory, BLOCK * c->units * 4);
+    w->value = (uint32_t *)take(&memory, BLOCK * pad * 4);
+    w->wide = (float *)take(&memory, 2 * BLOCK * dim * 4);
+    w->span = take_state(&memory, rows, pad);
+    w->all = take_state(&memory, rows, pad);
+    return w;
+}
+
+static void clear(struct state *s, long rows, long padded_dim) {
+    for (long r = 0; r < rows; r++) {
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0;
+    }
+    memset(s->values, 0, rows * padded_dim * 4);
+}
+
+/* c [rows, nv * 16] (+)= a x b, in tiles of up to 6 rows. */
+INLINE void product_nv(int dtype, int nv, long rows, int add, const char *a, long lda, const uint32_t *b, long steps,
+                       float *c, long ldc) {
+#define CASE(n) \
+    case n: tile(dtype, n, nv, add, from, lda, (const char *)b, steps, to, ldc, 0, NULL, 0); break;
+    const int most = TILE_ROWS < 6 ? TILE_ROWS : 6;
+    long tiles = (rows + most - 1) / most;
+    for (long t = 0; t < tiles; t++) {
+        long begin = rows * t / tiles, count = rows * (t + 1) / tiles - begin;
+        const char *from = a + begin * lda;
+        float *to = c + begin * ldc;
+        switch (count) {
+            CASE(1)
+            CASE(2)
+#if TILE_ROWS == 8
+            CASE(3)
+            CASE(4)
+            CASE(5)
+            CASE(6)
+#endif
+        }
+    }
+#undef CASE
+}
+
+static void product_bf16(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
+    product_nv(BF16, NV, rows, add, a, lda, b, steps, c, ldc);
+}
+static void product_f32(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
+    product_nv(F32, NV, rows, add, a, lda, b, steps, c, ldc);
+}
+static void narrow_bf16_(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
+    product_nv(BF16, 1, rows, add, a, lda, b, steps, c, ldc);
+}
+static void narrow_f32(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
+    product_nv(F32, 1, rows, add, a, lda, b, steps, c, ldc);
+}
+
+/* Where the keys and values of the block at `base` lie; those at `end` and behind are zeros. Fetches them early. */
+static void find_rows(const struct call *c, const struct item *item, long kv_head, long base, long end,
+                      const char *rows[2][BLOCK]) {
+    const struct attention *a = c->a;
+    const int32_t *table = a->page_table + a->slots[item->chunk] * a->pages;
+    long bytes = a->head_dim * size_of(a->kv_dtype), stride = a->kv_heads * bytes;
+    long page = base / a->page_size, offset = base % a->page_size;
+    for (long i = 0; i < BLOCK; i++) {
+        if (base + i >= end) {
+            rows[0][i] = rows[1][i] = zeros;
+            continue;
+        }
+        long place = ((long)table[page] * a->page_size + offset) * stride + kv_head * bytes;
+        rows[0][i] = (const char *)a->keys + place;
+        rows[1][i] = (const char *)a->values + place;
+        for (long b = 0; b < bytes; b += 64) {
+            __builtin_prefetch(rows[0][i] + b, 0, 3);
+            __builtin_prefetch(rows[1][i] + b, 0, 3);
+        }
+        if (++offset == a->page_size) {
+            offset = 0;
+            page++;
+        }
+    }
+}
+
+/* Converts the block's rows to float32 in `wide` and points at the copies. */
+static void widen(const struct call *c, struct work *w, const char *rows[2][BLOCK]) {
+    long dim = c->a->head_dim;
+    for (long kind = 0; kind < 2; kind++)
+        for (long i = 0; i < BLOCK; i++) {
+            float *to = w->wide + (kind * BLOCK + i) * dim;
+            for (long d = 0; d < dim; d += LANES) {
+                long count = dim - d < LANES ? dim - d : LANES;
+                store(to + d, load(at(rows[kind][i], d, c->a->kv_dtype), count, c->a->kv_dtype), count, F32);
+            }
+            rows[kind][i] = (char *)to;
+        }
+}
+
+#if defined(__AVX512F__)
+/* One step of a 16 x 16 transposition: exchanges the odd groups of `s` lanes of row i with the even ones of row i + s. */
+#define EXCHANGE(s, low, high)                                                                      \
+    for (int i = 0; i < LANES; i++)                                                                 \
+        if (!(i & s)) {                                                                             \
+            vu x = m[i], y = m[i + s];                                                              \
+            m[i] = (vu)_mm512_permutex2var_epi32((__m512i)x, (__m512i)low, (__m512i)y);             \
+            m[i + s] = (vu)_mm512_permutex2var_epi32((__m512i)x, (__m512i)high, (__m512i)y);        \
+        }
+
+INLINE vu exchange_lanes(int s, int high) {
+    vu index;
+    for (int i = 0; i < LANES; i++) index[i] = high ? (i & s ? 16 + i : i + s) : (i & s ? 16 + i - s : i);
+    return index;
+}
+
+static void transpose16(const char *const *rows, long unit, uint32_t *out) {
+    vu m[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) memcpy(&m[i], rows[i] + unit * 4, 64);
+#pragma GCC unroll 16
+    EXCHANGE(1, exchange_lanes(1, 0), exchange_lanes(1, 1))
+#pragma GCC unroll 16
+    EXCHANGE(2, exchange_lanes(2, 0), exchange_lanes(2, 1))
+#pragma GCC unroll 16
+    EXCHANGE(4, exchange_lanes(4, 0), exchange_lanes(4, 1))
+#pragma GCC unroll 16
+    EXCHANGE(8, exchange_lanes(8, 0), exchange_lanes(8, 1))
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) memcpy(out + (unit + i) * BLOCK, &m[i], 64);
+}
+#endif
+
+/* Keys, a row each, into a panel [units, BLOCK]. */
+static void pack_keys(const struct call *c, const char *const *rows, uint32_t *panel) {
+    long unit = 0;
+#if defined(__AVX512F__)
+    for (; unit + LANES <= c->units; unit += LANES)
+        for (int i = 0; i < BLOCK; i += LANES) transpose16(rows + i, unit, panel + i);
+#endif
+    for (int i = 0; i < BLOCK; i++)
+        for (long u = unit; u < c->units; u++) memcpy(panel + u * BLOCK + i, rows[i] + u * 4, 4);
+}
+
+/* Values of elements d .. d + 16 into columns of a panel of width `width`: bf16 in pairs of keys, float32 as they are. */
+INLINE void pack_column(const struct call *c, const char *const *rows, long d, uint32_t *panel, long width) {
+    long count = c->a->head_dim - d < LANES ? c->a->head_dim - d : LANES;
+    if (c->compute == F32) {
+        for (int i = 0; i < BLOCK; i++) store(panel + i * width, load(at(rows[i], d, F32), count, F32), LANES, F32);
+        return;
+    }
+    for (int i = 0; i < BLOCK; i += 2) {
+        vf even = load(at(rows[i], d, BF16), count, BF16), odd = load(at(rows[i + 1], d, BF16), count, BF16);
+        vu pair = ((vu)even >> 16) | (vu)odd;
+        memcpy(panel + i / 2 * width, &pair, 64);
+    }
+}
+
+/* Full panels of 64 columns first, then one vector each: the order in which `add_values` reads them. */
+static void pack_values(const struct call *c, const char *const *rows, uint32_t *panel) {
+    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = c->padded_dim / BLOCK * BLOCK;
+    for (long d = 0; d < full; d += LANES)
+        pack_column(c, rows, d, panel + d / BLOCK * BLOCK * steps + d % BLOCK, BLOCK);
+    for (long d = full; d < c->padded_dim; d += LANES) pack_column(c, rows, d, panel + d * steps, LANES);
+}
+
+static void add_values(const struct call *c, const struct work *w, long rows) {
+    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = c->padded_dim / BLOCK * BLOCK, lda = steps * 4;
+    for (long d = 0; d < full; d += BLOCK)
+        (c->compute == F32 ? product_f32 : product_bf16)(rows, 1, w->weights, lda, w->value + d * steps, steps,
+                                                         w->span.values + d, c->padded_dim);
+    for (long d = full; d < c->padded_dim; d += LANES)
+        (c->compute == F32 ? narrow_f32 : narrow_bf16_)(rows, 1, w->weights, lda, w->value + d * steps, steps,
+                                                        w->span.values + d, c->padded_dim);
+}
+
+INLINE vf capped(vf x, float cap) { /* cap * tanh(x / cap) */
+    return cap - 2.0f * cap / (exp_(x * (2.0f / cap)) + 1.0f);
+}
+
+static void scale_values(float *values, float by, long n) {
+    for (long d = 0; d < n; d += LANES) store(values + d, load(values + d, LANES, F32) * by, LANES, F32);
+}
+
+/* Scores of row r to weights. The row sees keys low .. high (inclusive, relative to the block). */
+INLINE void weigh_row(const struct call *c, struct work *w, long r, long low, long high) {
+    static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vf s[BLOCK / LANES], top = splat(-INFINITY), sum = {};
+    float *scores = w->scores + r * BLOCK;
+#pragma GCC unroll 4
+    for (int v = 0; v < BLOCK / LANES; v++) {
+        s[v] = load(scores + v * LANES, LANES, F32) * c->a->scale;
+        if (c->a->softcap != 0) s[v] = capped(s[v], c->a->softcap);
+        if (low > 0 || high < BLOCK - 1) {
+            vi key = lane + v * LANES;
+            s[v] = select_((key >= (int)low) & (key <= (int)high), s[v], splat(-INFINITY));
+        }
+        top = max_(top, s[v]);
+    }
+    float before = w->span.max[r], now = max_lanes(top);
+    now = now > before ? now : before;
+    if (now > before) {
+        float shrink = before == -INFINITY ? 0 : exp_(splat(before - now))[0];
+        w->span.max[r] = now;
+        w->span.sum[r] *= shrink;
+        scale_values(w->span.values + r * c->padded_dim, shrink, c->padded_dim);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < BLOCK / LANES; v++) {
+        vf p = exp_(s[v] - now);
+        sum += p;
+        store(at(w->weights, r * BLOCK + v * LANES, c->compute), p, LANES, c->compute);
+    }
+    w->span.sum[r] += sum_lanes(sum);
+}
+
+static void weigh(const struct call *c, struct work *w, const struct item *item, long base) {
+    long group = c->a->heads / c->a->kv_heads, window = c->a->window;
+    long position = c->a->starts[item->chunk] + item->first - base; /* of the first query, relative to the block */
+    for (long i = 0; i < item->count; i++, position++) {
+        long low = window && position - window + 1 > 0 ? position - window + 1 : 0;
+        long high = position < BLOCK - 1 ? position : BLOCK - 1;
+        for (long r = i * group; r < (i + 1) * group; r++) {
+            if (low <= high)
+                weigh_row(c, w, r, low, high);
+            else
+                memset(at(w->weights, r * BLOCK, c->compute), 0, BLOCK * size_of(c->compute));
+        }
+    }
+}
+
+/* Adds a span's state to the state of all spans before it. */
+static void merge(const struct call *c, struct state *all, const struct state *span, long rows) {
+    for (long r = 0; r < rows; r++) {
+        float top = all->max[r] > span->max[r] ? all->max[r] : span->max[r];
+        float keep = all->max[r] == -INFINITY ? 0 : exp_(splat(all->max[r] - top))[0];
+        float add = span->max[r] == -INFINITY ? 0 : exp_(splat(span->max[r] - top))[0];
+        float *to = all->values + r * c->padded_dim, *from = span->values + r * c->padded_dim;
+        for (long d = 0; d < c->padded_dim; d += LANES)
+            store(to + d, load(to + d, LANES, F32) * keep + load(from + d, LANES, F32) * add, LANES, F32);
+        all->sum[r] = all->sum[r] * keep + span->sum[r] * add;
+        all->max[r] = top;
+    }
+}
+
+static void copy_queries(const struct call *c, const struct item *item, long kv_head, char *to) {
+    const struct attention *a = c->a;
+    long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first, n = group * a->head_dim;
+    for (long i = 0; i < item->count; i++, to = at(to, n, c->compute)) {
+        const char *from = at(c->q, ((token + i) * a->heads + kv_head * group) * a->head_dim, a->dtype);
+        if (c->compute == a->dtype) {
+            memcpy(to, from, n * size_of(a->dtype));
+            continue;
+        }
+        for (long d = 0; d < n; d += LANES) {
+            long count = n - d < LANES ? n - d : LANES;
+            store(at(to, d, F32), load(at(from, d, a->dtype), count, a->dtype), count, F32);
+        }
+    }
+}
+
+static void write_output(const struct call *c, const struct item *item, long kv_head, const struct state *s) {
+    const struct attention *a = c->a;
+    long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first;
+    for (long r = 0; r < item->count * group; r++) {
+        long head = (token + r / group) * a->heads + kv_head * group + r % group;
+        float scale = 1.0f / s->sum[r];
+        for (long d = 0; d < a->head_dim; d += LANES) {
+            long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
+            vf x = load(s->values + r * c->padded_dim + d, LANES, F32) * scale;
+            store(at(c->out, head * a->head_dim + d, a->dtype), x, count, a->dtype);
+        }
+    }
+}
+
+/* Blocks from .. end of the sequence (tokens, `from` on a block border) into w->span. */
+static void attend_span(const struct call *c, struct work *w, const struct item *item, long kv_head, long from, long end) {
+    long rows = item->count * (c->a->heads / c->a->kv_heads);
+    int now = 0, convert = c->compute != c->a->kv_dtype;
+    clear(&w->span, rows, c->padded_dim);
+    find_rows(c, item, kv_head, from, end, w->rows_of[0]);
+    for (long base = from; base < end; base += BLOCK, now ^= 1) {
+        if (base + BLOCK < end) find_rows(c, item, kv_head, base + BLOCK, end, w->rows_of[!now]);
+        if (convert) widen(c, w, w->rows_of[now]);
+        pack_keys(c, w->rows_of[now][0], w->keys);
+        (c->compute == F32 ? product_f32 : product_bf16)(rows, 0, w->q, c->units * 4, w->keys, c->units, w->scores, BLOCK);
+        weigh(c, w, item, base);
+        pack_values(c, w->rows_of[now][1], w->value);
+        add_values(c, w, rows);
+    }
+}
+
+static long key_begin(const struct attention *a, const struct item *item) { /* the first block that a query sees */
+    long position = a->starts[item->chunk] + item->first;
+    return a->window && position >= a->window ? (position - a->window + 1) / BLOCK * BLOCK : 0;
+}
+
+static long key_end(const struct attention *a, const struct item *item) {
+    return (long)a->starts[item->chunk] + item->first + item->count;
+}
+
+static long partial_floats(const struct call *c) { return c->rows * (c->padded_dim + 2); }
+
+static struct state partial_state(const struct call *c, long partial, long kv_head) {
+    float *p = c->partials + (partial * c->a->kv_heads + kv_head) * partial_floats(c);
+    return (struct state){p, p + c->rows, p + 2 * c->rows};
+}
+
+static void attend(const void *args, long index) {
+    const struct call *c = args;
+    const struct item *item = &c->items[index / c->a->kv_heads];
+    long kv_head = index % c->a->kv_heads, rows = item->count * (c->a->heads / c->a->kv_heads);
+    long begin = key_begin(c->a, item), end = key_end(c->a, item);
+    struct work *w = take_work(c);
+    copy_queries(c, item, kv_head, w->q);
+    if (item->partial >= 0) w->span = partial_state(c, item->partial, kv_head);
+    if (item->partial < 0) clear(&w->all, rows, c->padded_dim);
+    for (long span = item->span; span < item->spans; span++) {
+        long from = span * SPAN > begin ? span * SPAN : begin;
+        long to = (span + 1) * SPAN < end ? (span + 1) * SPAN : end;
+        attend_span(c, w, item, kv_head, from, to);
+        if (item->partial < 0) merge(c, &w->all, &w->span, rows);
+    }
+    if (item->partial < 0) write_output(c, item, kv_head, &w->all);
+}
+
+/* The spans of one split tile, in order. */
+static void merge_tile(const void *args, long index) {
+    const struct call *c = args;
+    const struct item *item = &c->items[c->merges[index / c->a->kv_heads]];
+    long kv_head = index % c->a->kv_heads, rows = item->count * (c->a->heads / c->a->kv_heads);
+    long spans = (key_end(c->a, item) + SPAN - 1) / SPAN - item->span;
+    struct work *w = take_work(c);
+    clear(&w->all, rows, c->padded_dim);
+    for (long i = 0; i < spans; i++) {
+        struct state part = partial_state(c, item->partial + i, kv_head);
+        merge(c, &w->all, &part, rows);
+    }
+    write_output(c, item, kv_head, &w->all);
+}
+
+/* The work list of a call: tiles, split into spans where one is a large part of the whole. */
+struct list {
+    struct item *items;
+    long *merges;
+    long num_items, num_merges, num_partials;
+};
+
+static long tile_queries(const struct attention *a) {
+    long queries = ROWS / (a->heads / a->kv_heads);
+    return queries ? queries : 1;
+}
+
+static long block_cost(const struct attention *a, long queries) { /* packing costs about as much as 8 rows */
+    return 8 + queries * (a->heads / a->kv_heads);
+}
+
+static struct item make_item(const struct attention *a, long chunk, long first) {
+    long queries = tile_queries(a), left = a->lengths[chunk] - first;
+    struct item item = {(int32_t)chunk, (int32_t)first, (int32_t)(left < queries ? left : queries), 0, 0, -1};
+    item.span = (int32_t)(key_begin(a, &item) / SPAN);
+    item.spans = (int32_t)((key_end(a, &item) + SPAN - 1) / SPAN);
+    return item;
+}
+
+static long cost(const struct attention *a, const struct item *item) {
+    return (key_end(a, item) - key_begin(a, item) + BLOCK - 1) / BLOCK * block_cost(a, item->count);
+}
+
+static void add_tile(struct list *list, struct item item, int split) {
+    if (!split || item.spans - item.span < 2) {
+        list->items[list->num_items++] = item;
+        return;
+    }
+    list->merges[list->num_merges++] = list->num_items;
+    for (int32_t span = item.span; span < item.spans; span++) {
+        struct item part = item;
+        part.span = span;
+        part.spans = span + 1;
+        part.partial = (int32_t)list->num_partials++;
+        list->items[list->num_items++] = part;
+    }
+}
+
+#define EACH_TILE(a, chunk, first)                                \
+    for (long chunk = 0; chunk < (a)->chunks; chunk++)            \
+        for (long first = 0; first < (a)->lengths[chunk]; first += tile_queries(a))
+
+static void fill_list(const struct attention *a, struct list *list, long total) {
+    long limit = rx_threads() > 1 ? total / (rx_threads() * TASKS_PER_THREAD) : LONG_MAX;
+    EACH_TILE(a, chunk, first) {
+        struct item item = make_item(a, chunk, first);
+        add_tile(list, item, cost(a, &item) > limit);
+    }
+}
+
+static void zero_padding(const struct attention *a, char *out, int64_t tokens) {
+    long used = a->chunks ? a->offsets[a->chunks] : 0, width = (long)a->heads * a->head_dim;
+    if (used < tokens) memset(at(out, used * width, a->dtype), 0, (tokens - used) * width * size_of(a->dtype));
+}
+
+void rx_attention(const struct attention *a, const void *q, void *out, int64_t tokens) {
+    long most_items = 0, tiles = 0, total = 0;
+    EACH_TILE(a, chunk, first) {
+        struct item item = make_item(a, chunk, first);
+        most_items += item.spans - item.span;
+        total += cost(a, &item);
+        tiles++;
+    }
+    zero_padding(a, out, tokens);
+    if (!tiles) return;
+    struct call c = {.a = a, .q = q, .out = out, .compute = a->dtype == BF16 && a->kv_dtype == BF16 ? BF16 : F32};
+    c.rows = tile_queries(a) * (a->heads / a->kv_heads);
+    c.padded_dim = (a->head_dim + LANES - 1) / LANES * LANES;
+    c.units = c.compute == F32 ? a->head_dim : a->head_dim / 2;
+    char *memory = rx_scratch(SCRATCH_CALL, most_items * (sizeof(struct item) + sizeof(long)) + 256);
+    struct list list = {.items = (struct item *)take(&memory, most_items * sizeof(struct item)), .merges = (long *)memory};
+    fill_list(a, &list, total);
+    c.items = list.items;
+    c.merges = list.merges;
+    c.partials = rx_scratch(SCRATCH_PARTIAL, list.num_partials * a->kv_heads * partial_floats(&c) * 4);
+    rx_parallel(attend, &c, list.num_items * a->kv_heads);
+    rx_parallel(merge_tile, &c, list.num_merges * a->kv_heads);
+}

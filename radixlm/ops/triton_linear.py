@@ -1,0 +1,156 @@
+"""Linear layers for few rows, where the time is that of reading the weight once: y = x @ weight.T + bias.
+
+One row multiplies in plain float32 arithmetic; more rows go through the tensor cores with the weight as the tall operand,
+its columns split between programs if its rows alone do not fill the device. Splits are added in a fixed order by the last
+program to finish, so a result does not depend on timing.
+"""
+
+# Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
+# ruff: noqa: PLR0913
+# pyright: basic, reportMissingImports=false
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from radixlm.ops.triton_launch import await_previous, launch_options, release_next
+
+MAX_TILES = 4096
+"""Tiles of a split product at most: one counter each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How one product is cut. `rows` 1 takes the vector kernel, else it is a power of two >= 16 and at least x's rows."""
+
+    rows: int
+    block_out: int  # weight rows per program
+    block_in: int  # weight columns per load
+    splits: int = 1  # programs that share the columns
+    num_warps: int = 4
+    num_stages: int = 4
+
+    def fits(self, out_features: int, in_features: int) -> bool:
+        """Whether a weight of this shape divides into these blocks."""
+        if self.rows == 1:
+            return out_features % self.block_out == 0
+        whole = out_features % self.block_out == 0 and in_features % (self.block_in * self.splits) == 0
+        return whole and (self.splits == 1 or out_features // self.block_out <= MAX_TILES)
+
+
+@triton.jit
+def _vector_kernel(
+    x, weight, bias, y, in_features,
+    HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_OUT outputs of one row per program. The first block of the weight is under way before x is known."""
+    release_next(OVERLAP)
+    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    column = tl.arange(0, BLOCK_IN)
+    rows = weight + out[:, None].to(tl.int64) * in_features
+    inside = column < in_features
+    if WHOLE:
+        w = tl.load(rows + column[None, :])
+        await_previous(OVERLAP)
+        total = w.to(tl.float32) * tl.load(x + column).to(tl.float32)[None, :]
+    else:
+        w = tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
+        await_previous(OVERLAP)
+        total = w.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    for begin in range(BLOCK_IN, in_features, BLOCK_IN):
+        at = begin + column
+        if WHOLE:
+            total += tl.load(rows + at[None, :]).to(tl.float32) * tl.load(x + at).to(tl.float32)[None, :]
+        else:
+            inside = at < in_features
+            w = tl.load(rows + at[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
+            total += w * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    result = tl.sum(total, axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + out).to(tl.float32)
+    tl.store(y + out, result.to(y.dtype.element_ty))
+
+
+@triton.jit
+def _matrix_kernel(
+    x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size,
+    HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_OUT outputs of all rows per program, over one split of the columns: total [BLOCK_OUT, ROWS] = weight @ x.T."""
+    release_next(OVERLAP)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    row = tl.arange(0, ROWS)
+    column = split * split_size + tl.arange(0, BLOCK_IN)
+    weights = weight + out[:, None].to(tl.int64) * in_features + column[None, :]
+    # Rows past the last repeat it: a load without a mask, and nothing of them is stored.
+    inputs = x + tl.minimum(row, rows - 1)[None, :] * in_features + column[:, None]
+    total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
+    await_previous(OVERLAP)
+    for _ in tl.range(0, split_size, BLOCK_IN, num_stages=NUM_STAGES):
+        total = tl.dot(tl.load(weights), tl.load(inputs), total, input_precision="ieee")
+        weights += BLOCK_IN
+        inputs += BLOCK_IN
+    cell = row[None, :] * out_features + out[:, None]
+    inside = row[None, :] < rows
+    if SPLITS > 1:
+        tl.store(parts + split * rows * out_features + cell, total, mask=inside)
+        tl.debug_barrier()
+        if tl.atomic_add(counters + tile, 1, sem="acq_rel") == SPLITS - 1:
+            tl.store(counters + tile, 0)
+            total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
+            for other in range(SPLITS):
+                total += tl.load(parts + other * rows * out_features + cell, mask=inside, other=0.0, cache_modifier=".cg")
+            _store_rows(y, cell, inside, total, bias, out, HAS_BIAS)
+    else:
+        _store_rows(y, cell, inside, total, bias, out, HAS_BIAS)
+
+
+@triton.jit
+def _store_rows(y, cell, inside, total, bias, out, HAS_BIAS: tl.constexpr):
+    if HAS_BIAS:
+        total += tl.load(bias + out).to(tl.float32)[:, None]
+    tl.store(y + cell, total.to(y.dtype.element_ty), mask=inside)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
+    """x [n <= tiling.rows, in] -> [n, out]. The weight must fit the tiling, and both be contiguous."""
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    if tiling.rows == 1:
+        _multiply_vector(x, weight, bias, y, tiling)
+    else:
+        _multiply_matrix(x, weight, bias, y, tiling)
+    return y
+
+
+def _multiply_vector(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling) -> None:
+    out_features, in_features = weight.shape
+    _vector_kernel[(out_features // tiling.block_out,)](
+        x, weight, weight if bias is None else bias, y, in_features,
+        bias is not None, in_features % tiling.block_in == 0, tiling.block_out, tiling.block_in,
+        num_warps=tiling.num_warps, **launch_options(x.device),
+    )  # fmt: skip
+
+
+def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling) -> None:
+    out_features, in_features = weight.shape
+    parts = y
+    if tiling.splits > 1:
+        parts = torch.empty((tiling.splits, *y.shape), dtype=torch.float32, device=x.device)
+    _matrix_kernel[(out_features // tiling.block_out, tiling.splits)](
+        x, weight, weight if bias is None else bias, y, parts, split_counters(x.device),
+        x.shape[0], out_features, in_features, in_features // tiling.splits,
+        bias is not None, tiling.splits, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
+        num_warps=tiling.num_warps, **launch_options(x.device),
+    )  # fmt: skip
+
+
+@functools.cache
+def split_counters(device: torch.device) -> torch.Tensor:
+    """Zeros that every launch leaves as zeros. Made once, outside any graph capture (`TritonOps.pack` sees to it)."""
+    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)

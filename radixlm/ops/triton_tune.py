@@ -1,0 +1,126 @@
+"""Which kernel multiplies a weight of a given shape by few rows: measured once per device, kept in a file.
+
+A shape and a row count map to the fastest `Tiling`, or to None where the vendor's library is faster.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import triton
+
+from radixlm.ops.triton_linear import Tiling, linear
+
+ROW_BLOCKS = (1, 16, 32, 64, 128)
+"""Row counts that are tuned; a step takes the smallest block that holds its rows, and the library above the last."""
+
+MARGIN = 0.97
+"""An own kernel must take at most this share of the library's time: less is within what two measurements differ."""
+
+Choices = dict[str, list[dict[str, int] | None]]
+
+_REPEATS = 15
+_FLUSH_BYTES = 256 << 20  # several times any L2 cache
+
+CANDIDATES: dict[int, tuple[Tiling, ...]] = {
+    1: tuple(Tiling(1, out, 2048, num_warps=warps) for out, warps in ((2, 4), (2, 8), (4, 8), (1, 4))),
+    16: tuple(
+        Tiling(16, out, columns, splits, 4, stages)
+        for out, columns, stages in ((64, 128, 4), (64, 256, 3), (32, 256, 4))
+        for splits in (1, 2, 4)
+    ),
+    32: tuple(
+        Tiling(32, out, columns, splits, 4, stages)
+        for out, columns, stages in ((64, 128, 4), (128, 128, 3))
+        for splits in (1, 2, 4)
+    ),
+    64: tuple(
+        Tiling(64, out, columns, splits, 4, stages)
+        for out, columns, stages in ((64, 128, 4), (128, 128, 3), (128, 64, 4))
+        for splits in (1, 2, 4)
+    ),
+    128: tuple(
+        Tiling(128, out, columns, splits, warps, stages)
+        for out, columns, stages, warps in ((128, 64, 4, 8), (128, 128, 3, 8))
+        for splits in (1, 2, 4)
+    ),
+}
+
+UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None, None, None, None)
+"""Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
+
+
+class Tuner:
+    """The choices of one device, in a file under the cache folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is kept in `path`; a file that is absent or damaged counts as empty."""
+        self._path = path
+        self._choices = _read(path)
+
+    def tilings(self, weight: torch.Tensor) -> tuple[Tiling | None, ...]:
+        """The kernel for a weight [out, in] at each of ROW_BLOCKS, None for the library. Measures what is not known yet."""
+        name = f"{weight.dtype} {weight.shape[0]} {weight.shape[1]}"
+        if name not in self._choices:
+            found = [fastest(weight, rows) for rows in ROW_BLOCKS]
+            self._choices[name] = [asdict(tiling) if tiling else None for tiling in found]
+            _write(self._path, self._choices)
+        return tuple(Tiling(**kept) if kept else None for kept in self._choices[name])
+
+
+def fastest(weight: torch.Tensor, rows: int) -> Tiling | None:
+    """The fastest candidate for x [rows, in] @ weight.T, or None if the library is."""
+    x = torch.randn((rows, weight.shape[1]), dtype=weight.dtype, device=weight.device)
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=weight.device)
+    best, best_ms = None, MARGIN * _time_ms(lambda: F.linear(x, weight), flush)
+    for tiling in CANDIDATES[rows]:
+        if not tiling.fits(*weight.shape):
+            continue
+        took_ms = _time_ms(lambda tiling=tiling: linear(x, weight, None, tiling), flush)
+        if took_ms < best_ms:
+            best, best_ms = tiling, took_ms
+    return best
+
+
+def _time_ms(compute: Callable[[], object], flush: torch.Tensor) -> float:
+    """Median device time, with cold caches."""
+    compute()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_REPEATS)]
+    for begin, end in events:
+        flush.zero_()
+        begin.record()
+        compute()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in events)
+
+
+def tuning_file(device: torch.device) -> Path:
+    """Where the choices of this device are kept; a new version of Triton or the library measures again."""
+    root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    name = f"{torch.cuda.get_device_name(device)} triton {triton.__version__} torch {torch.__version__}"
+    return Path(root).expanduser() / "radixlm" / "tuning" / f"{name.replace(' ', '_')}.json"
+
+
+def _read(path: Path) -> Choices:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path, choices: Choices) -> None:
+    """Replaces the file in one move, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(choices, file, indent=1)
+    Path(file.name).replace(path)

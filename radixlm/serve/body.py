@@ -1,0 +1,122 @@
+"""Request bodies: read up to a limit, decoded into a typed struct, unknown fields found. What is wrong is named."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from radixlm.engine.validate import show
+from radixlm.errors import Aborted, InvalidRequest, PayloadTooLarge, RequestTimeout
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_READ_TIMEOUT_S = 30.0
+_WHERE = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+_KEY_BEFORE = re.compile(rb'"([A-Za-z0-9_.-]{1,64})"\s*:\s*[\[{]?[^"{}]*$')
+_SHOWABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MAX_NAMED = 16
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, counted while it arrives. Raises PayloadTooLarge, RequestTimeout or InvalidRequest."""
+    _check_content_type(request)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise PayloadTooLarge(f"the body is over {max_bytes} bytes; send less or raise --max-body")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {_READ_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise Aborted("the client left before its body arrived") from None
+    return b"".join(chunks)
+
+
+def decode(raw: bytes | msgspec.Raw, kind: type[T], prefix: str = "") -> T:
+    """The body as a struct. Raises InvalidRequest naming the field and, where it can be shown, the value."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise _mistyped(bytes(raw), str(error), prefix) from None
+    except msgspec.DecodeError as error:
+        raise _malformed(bytes(raw), str(error), prefix) from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8: {error.reason}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply; flatten it") from None
+
+
+def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
+    """Names of fields that carry a value and that the struct does not have, in order. The body decodes."""
+    known = frozenset(kind.__struct_fields__)
+    return [prefix + name for name, value in _fields.decode(raw).items() if name not in known and bytes(value) != b"null"]
+
+
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """`x-ignored-params`: the unknown fields by name; names that a header cannot carry appear as '?'."""
+    if not names:
+        return {}
+    shown = [name if _SHOWABLE.fullmatch(name) else "?" for name in names[:_MAX_NAMED]]
+    return {"x-ignored-params": ", ".join(shown) + (", ..." if len(names) > _MAX_NAMED else "")}
+
+
+def refuse_unknown(names: Sequence[str], kind: type[msgspec.Struct]) -> None:
+    """Under --strict-params: the first unknown field, with the known one that looks like it."""
+    if names:
+        near = difflib.get_close_matches(names[0], kind.__struct_fields__, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InvalidRequest(f"unknown field {show(names[0])}{hint}", param=names[0][:64])
+
+
+def _check_content_type(request: Request) -> None:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        text = f"Content-Type is {show(kind)}; it must be application/json (curl: -H 'Content-Type: application/json')"
+        raise InvalidRequest(text, param="Content-Type")
+
+
+def _mistyped(raw: bytes, text: str, prefix: str) -> InvalidRequest:
+    where = _WHERE.search(text)
+    path = where["path"] if where else ""
+    if not path:
+        return InvalidRequest(f"{prefix.rstrip('.') or 'the body'}: {text[0].lower()}{text[1:]}", param=prefix.rstrip(".") or None)
+    assert where is not None, "a path came from a match"
+    reason, name = text[: where.start()], prefix + path
+    if where["key"]:
+        return InvalidRequest(f"{name} has a key of the wrong type: {reason}", param=name)
+    return InvalidRequest(f"{name} is {_value_at(raw, path)}: {reason}", param=name)
+
+
+def _value_at(raw: bytes, path: str) -> str:
+    try:
+        value: Any = msgspec.json.decode(raw)
+        for index, key in _STEP.findall(path):
+            value = value[int(index)] if index else value[key]
+    except (msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError, RecursionError):
+        return "not acceptable"
+    return show(value)
+
+
+def _malformed(raw: bytes, text: str, prefix: str) -> InvalidRequest:
+    """NaN and Infinity are no JSON; the field they stand in is named if it can be found."""
+    position = re.search(r"\(byte (\d+)\)$", text)
+    offset = int(position[1]) if position else len(raw)
+    key = _KEY_BEFORE.search(raw[max(0, offset - 200) : offset])
+    literal = re.match(rb"-?[A-Za-z]{1,16}", raw[max(0, offset - 1) : offset + 16].lstrip(b" :,["))
+    if key and literal:
+        name = prefix + key[1].decode()
+        return InvalidRequest(f"{name} is {literal[0].decode()}, which is no JSON value; send a finite number", param=name)
+    return InvalidRequest(f"the body is no JSON: {text}")

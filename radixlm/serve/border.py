@@ -1,0 +1,97 @@
+"""What surrounds every HTTP request: sane headers, a request id, a count, and an answer to exceptions nobody expected."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from radixlm.errors import Error, InvalidRequest
+from radixlm.metrics import Metrics
+from radixlm.serve.errors import encode_internal, error_response
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 32 << 10
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_HOST = re.compile(rb"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+
+
+class HeadersTooLarge(Error):
+    """Request headers are over the limit."""
+
+    code = "headers_too_large"
+    status = 431
+    type = "invalid_request_error"
+
+
+class Border:
+    """Outermost middleware. `x-request-id` is echoed if it is a plain name, made otherwise; it identifies nothing inside."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await _Exchange(self._app, scope, self._metrics).run(receive, send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, app: ASGIApp, scope: Scope, metrics: Metrics) -> None:
+        self._app = app
+        self._scope = scope
+        self._metrics = metrics
+        self._id = _request_id(scope)
+        self._status = 0
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        self._send = send
+        try:
+            check_headers(self._scope)
+            await self._app(self._scope, receive, self._tagged)
+        except Error as error:
+            if not self._status:
+                await error_response(error)(self._scope, receive, self._tagged)
+        except Exception:
+            logger.exception("request %s failed", self._id)
+            if self._status:
+                raise  # the answer is cut off; the server closes the connection
+            await self._answer(500, encode_internal(self._id))
+        finally:
+            route = self._scope.get("route")
+            self._metrics.http_requests.labels(route.path if route else "none", str(self._status)).inc()
+
+    async def _tagged(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
+        await self._send(message)
+
+    async def _answer(self, status: int, body: bytes) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self._tagged({"type": "http.response.start", "status": status, "headers": headers})
+        await self._tagged({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            return value.decode()
+    return uuid.uuid4().hex
+
+
+def check_headers(scope: Scope) -> None:
+    """Refuses headers that are too large, and a Host that is repeated or no host."""
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"headers are {size} bytes, the limit is {MAX_HEADER_BYTES}; send fewer")
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
+        raise InvalidRequest("the Host header is not one host name with an optional port", param="Host")

@@ -1,0 +1,73 @@
+"""Errors as answers: one shape on every route, {"error": {message, type, param, code}}.
+
+Errors raised on purpose carry their own status. Anything else is ours: the client learns "internal error" and a request
+id, the log gets the traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from radixlm.errors import Error
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 1.0
+
+
+class ErrorText(msgspec.Struct, omit_defaults=True):
+    """The inside of an error answer."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str = ""
+
+
+class ErrorBody(msgspec.Struct):
+    """A whole error answer, and a whole error event of a stream."""
+
+    error: ErrorText
+
+
+def encode_error(error: Error) -> bytes:
+    """The JSON body for an error."""
+    return msgspec.json.encode(ErrorBody(ErrorText(error.message, error.type, error.param, error.code)))
+
+
+def encode_internal(request_id: str) -> bytes:
+    """The JSON body for an exception nobody expected."""
+    return msgspec.json.encode(ErrorBody(ErrorText("internal error", "server_error", None, "internal", request_id)))
+
+
+def error_response(error: Error) -> Response:
+    """The answer to a request that failed; 503 always says when to come back."""
+    headers: dict[str, str] = {}
+    wait = error.retry_after_s if error.retry_after_s is not None else _RETRY_AFTER_S
+    if error.status == 503:
+        headers["retry-after"] = str(max(1, math.ceil(wait)))
+    return Response(encode_error(error), error.status, headers, "application/json")
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler for errors raised on purpose."""
+    assert isinstance(error, Error), "registered for Error alone"
+    if error.status >= 500:
+        logger.warning("%s %s: %s", request.method, request.scope["path"], error.message)
+    return error_response(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler for unknown paths and methods."""
+    assert isinstance(error, HTTPException), "registered for HTTPException alone"
+    known = {404: ("no such route", "not_found"), 405: ("method not allowed on this route", "method_not_allowed")}
+    text, code = known.get(error.status_code, (error.detail, "http_error"))
+    body = ErrorBody(ErrorText(f"{text}: {request.method} {request.scope['path'][:200]}", "invalid_request_error", None, code))
+    return Response(msgspec.json.encode(body), error.status_code, error.headers, "application/json")

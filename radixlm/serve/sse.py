@@ -1,0 +1,132 @@
+"""Server-sent events, and work that ends when the client leaves.
+
+Headers go out with the first event, or after a second without one: until then an error still gets its own status. A quiet
+stream sends a comment every `PING_S`; a client that takes nothing for `STALL_S` is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from radixlm.errors import Aborted, Error
+from radixlm.serve.errors import encode_error, encode_internal
+
+logger = logging.getLogger(__name__)
+
+HEADERS_S = 1.0
+PING_S = 15.0
+STALL_S = 60.0
+DONE = b"data: [DONE]\n\n"
+
+T = TypeVar("T")
+
+
+def event(payload: bytes) -> bytes:
+    """One event; JSON has no line breaks, so it is one `data` line."""
+    return b"data: " + payload + b"\n\n"
+
+
+async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client leaves. Raises Aborted then. The body must have been read."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Aborted("the client closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends events as they come. Closing, for whatever reason, closes the generator, which aborts its requests."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI side."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        try:
+            await until_disconnect(_Writer(self._events, start, send).run(), receive)
+        except Aborted:
+            logger.debug("a client left in mid-stream")
+
+
+class _Writer:
+    """Writes one stream. A single timer watches it; an event costs a clock reading and one send."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], start: dict[str, Any], send: Send) -> None:
+        self._events = events
+        self._start = start
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._started = False
+        self._last_write = self._loop.time()
+        self._writing = False
+        self._task: asyncio.Task[Any] | None = None
+        self._ping: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = self._loop.call_later(HEADERS_S, self._look)
+        try:
+            async with aclosing(self._events) as events:
+                await self._write_all(events)
+        finally:
+            self._timer.cancel()
+            if self._ping is not None:
+                self._ping.cancel()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write_all(self, events: AsyncGenerator[bytes, None]) -> None:
+        try:
+            async for data in events:
+                await self._write(data)
+        except Error as error:
+            if not self._started:
+                raise
+            await self._write(event(encode_error(error)))
+        except Exception:
+            if not self._started:
+                raise
+            logger.exception("a stream failed")
+            await self._write(event(encode_internal("")))
+
+    async def _write(self, data: bytes) -> None:  # hot
+        if not self._started:
+            self._started = True
+            await self._send(self._start)
+        self._writing = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing = False
+        self._last_write = self._loop.time()
+
+    def _look(self) -> None:
+        """What the timer does: starts a quiet stream, keeps it alive, gives up on one that does not drain."""
+        quiet = self._loop.time() - self._last_write
+        if self._writing and quiet > STALL_S and self._task is not None:
+            logger.warning("a client took nothing for %.0f s; its stream is closed", quiet)
+            self._task.cancel()
+        elif not self._writing and (not self._started or quiet >= PING_S):
+            self._ping = self._loop.create_task(self._write(b": ping\n\n"))
+            quiet = 0.0
+        self._timer = self._loop.call_later(1.0 if self._writing else max(0.1, PING_S - quiet), self._look)
+

@@ -1,0 +1,161 @@
+"""Triton attention against the reference: ragged steps of decode rows, short and long chunks, over shapes, pages and masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
+
+from radixlm.attention.api import AttentionShape, Batch
+from radixlm.attention.reference import Reference
+from radixlm.attention.triton import TritonAttention
+from radixlm.attention.triton_schedule import Cut, schedule
+
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+
+Chunk = tuple[int, int]  # start, length
+
+DECODE = [(0, 1), (1, 1), (63, 1), (64, 1), (300, 1), (17, 0)]
+MIXED = [(200, 1), (0, 70), (5, 3), (190, 40), (65, 1), (0, 1), (9, 0), (130, 12)]
+LONG = [(0, 700), (1500, 130), (2900, 1), (4000, 1), (10, 513)]
+
+
+class Pool:
+    """One layer of random keys and values, whose last page is for nobody and full of NaN."""
+
+    def __init__(self, cells: int, shape: AttentionShape, dtype: torch.dtype) -> None:
+        size = (cells, shape.num_kv_heads, shape.head_dim)
+        self.keys, self.values = torch.randn(size, device=DEVICE).to(dtype), torch.randn(size, device=DEVICE).to(dtype)
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.keys, self.values
+
+    def wide(self) -> Pool:
+        pool = Pool.__new__(Pool)
+        pool.keys, pool.values = self.keys.float(), self.values.float()
+        return pool
+
+
+def step(chunks: list[Chunk], page_size: int) -> tuple[Batch, int]:
+    """A batch whose sequences lie in random pages; table cells past a sequence point at the NaN page. Also the pool's cells."""
+    starts, lengths = (torch.tensor(column, dtype=torch.int32) for column in zip(*chunks, strict=True))
+    pages = [-(-(start + length) // page_size) for start, length in chunks]
+    order = torch.randperm(sum(pages)).to(torch.int32)
+    table = torch.full((len(chunks) + 1, max(pages) + 2), sum(pages), dtype=torch.int32)
+    slots = torch.randperm(len(chunks) + 1)[: len(chunks)].to(torch.int32)
+    for slot, run in zip(slots.tolist(), order.split(pages), strict=True):
+        table[slot, : len(run)] = run
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).to(torch.int32)))
+    tokens = torch.zeros(int(offsets[-1]), dtype=torch.int32)
+    device = [tensor.to(DEVICE) for tensor in (slots, starts, lengths, offsets, tokens, tokens, table)]
+    longest, context = int(lengths.max()), int((starts + lengths).max())
+    return Batch(*device, page_size, longest, context), (sum(pages) + 1) * page_size
+
+
+def compare(chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page_size: int = 1) -> None:
+    batch, cells = step(chunks, page_size)
+    pool = Pool(cells, shape, dtype)
+    pool.keys[-page_size:] = pool.values[-page_size:] = torch.nan
+    backend, oracle = TritonAttention(shape, pool), Reference(shape, pool.wide())
+    q = torch.randn(len(batch.cells), shape.num_heads, shape.head_dim, device=DEVICE).to(dtype)
+    backend.plan(batch)
+    oracle.plan(batch)
+    for layer in range(len(shape.window)):
+        for _ in range(2):  # the second run finds the counters of the first
+            out = backend.run(q, layer)
+        assert relative_error(out, oracle.run(q.float(), layer)) < tolerance(dtype)
+
+
+def llama(heads: int = 4, kv_heads: int = 2, dim: int = 64) -> AttentionShape:
+    return AttentionShape(heads, kv_heads, dim, dim**-0.5, (0,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("chunks", [DECODE, MIXED], ids=["decode", "mixed"])
+def test_ragged_steps_equal_the_reference(dtype: torch.dtype, page_size: int, chunks: list[Chunk]) -> None:
+    compare(chunks, llama(), dtype, page_size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(4, 4, 64), (8, 1, 128), (9, 3, 64), (7, 1, 64), (32, 1, 64), (2, 1, 96), (2, 2, 16)])
+def test_any_grouping_of_heads_and_any_width(dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
+    compare(MIXED[:5], llama(*heads), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunks", [DECODE, MIXED], ids=["decode", "mixed"])
+def test_sliding_windows_per_layer(dtype: torch.dtype, chunks: list[Chunk]) -> None:
+    compare(chunks, replace(llama(), window=(0, 100, 1, 16)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_soft_cap_bounds_the_scores(dtype: torch.dtype) -> None:
+    compare(MIXED[:5], replace(llama(), softcap=2.0, window=(0, 50)), dtype)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="too long for the interpreter")
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("window", [0, 1000])
+def test_long_contexts_at_the_shape_of_an_8b_model(page_size: int, window: int) -> None:
+    compare(LONG, replace(llama(32, 8, 128), window=(window,)), torch.bfloat16, page_size)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="captures a CUDA graph")
+def test_a_captured_step_follows_the_lengths_that_its_tensors_hold_at_replay() -> None:
+    shape = llama(32, 8, 128)
+    batch, cells = step([(400, 1), (10, 70), (0, 130), (20, 1)], 1)
+    other, _ = step([(400, 11), (10, 1), (0, 130), (20, 60)], 1)
+    pool = Pool(cells, shape, torch.bfloat16)
+    backend, oracle = TritonAttention(shape, pool), Reference(shape, pool.wide())
+    q = torch.randn(202, 32, 128, device=DEVICE, dtype=torch.bfloat16)
+    backend.plan(batch)
+    backend.run(q, 0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        backend.plan(batch)
+        out = backend.run(q, 0)
+    for tensor, new in ((batch.starts, other.starts), (batch.lengths, other.lengths), (batch.offsets, other.offsets)):
+        tensor.copy_(new)
+    graph.replay()
+    oracle.plan(batch)
+    assert relative_error(out, oracle.run(q.float(), 0)) < tolerance(torch.bfloat16)
+
+
+@pytest.mark.parametrize("chunks", [DECODE, MIXED, LONG, [(0, 1)], [(5000, 17)] * 3], ids=len)
+@pytest.mark.parametrize("window", [0, 33])
+@pytest.mark.parametrize("cut", [Cut(0, 4, 4, 16, 33, 1), Cut(4, 1 << 30, 32, 64, 7, 2)], ids=["short", "long"])
+def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], window: int, cut: Cut) -> None:
+    batch, _ = step(chunks, 1)
+    items = schedule(batch, cut, window)
+    records = items.records[: int(items.count)].tolist()
+    assert len(records) == int(items.count) <= cut.max_items(len(chunks), len(batch.cells))
+    covered: dict[tuple[int, int, int], list[int]] = {}
+    parts = [record[7] for record in records if record[6] > 1]
+    assert len(set(parts)) == len(parts) and all(part < cut.max_parts for part in parts)
+    for slot, token, tokens, position, low, high, _, part, first, *_ in records:
+        assert part >= first
+        covered.setdefault((slot, token, tokens), []).extend(range(low, max(low, high)))
+        assert position + tokens >= high
+    expected: dict[tuple[int, int, int], list[int]] = {}
+    for row, (start, length) in enumerate(chunks):
+        if cut.above < length <= cut.upto:
+            for begin in range(0, length, cut.tile):
+                tokens = min(cut.tile, length - begin)
+                low = max(0, start + begin - window + 1) // cut.block * cut.block if window else 0
+                key = (int(batch.slots[row]), int(batch.offsets[row]) + begin, tokens)
+                expected[key] = list(range(low, start + begin + tokens))
+    assert {key: sorted(keys) for key, keys in covered.items()} == expected
+
+
+def test_long_rows_are_split_more_than_short_ones() -> None:
+    batch, _ = step([(4000, 1), (100, 1), (100, 1)], 1)
+    cut = Cut(0, 1, 1, 16, 32, 1)
+    items = schedule(batch, cut, 0)
+    splits = {record[0]: record[6] for record in items.records[: int(items.count)].tolist()}
+    rows = [splits[slot] for slot in batch.slots.tolist()]
+    assert rows[0] > 20 and rows[1] == rows[2] == 1

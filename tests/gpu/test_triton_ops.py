@@ -1,0 +1,97 @@
+"""The Triton op table against plain torch in float32, over shapes, types and row counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
+
+from radixlm.ops.api import Rope
+from radixlm.ops.torch import TorchOps, TorchWeight
+from radixlm.ops.triton import TritonOps, TritonWeight
+from radixlm.ops.triton_linear import Tiling, linear
+
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+OPS, ORACLE = TritonOps(), TorchOps()
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "size"), [(1, 64), (3, 576), (5, 4096)])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norm_adds_the_residual_and_normalises(dtype: torch.dtype, tokens: int, size: int, with_residual: bool) -> None:
+    x, weight = normal(tokens, size, dtype=dtype), normal(size, dtype=dtype)
+    residual = normal(tokens, size, dtype=dtype) if with_residual else None
+    expected, total = ORACLE.norm(x.float().clone(), residual.float().clone() if residual is not None else None, weight.float(), 1e-5)
+    out, updated = OPS.norm(x, residual, weight, 1e-5)
+    assert relative_error(out, expected) < tolerance(dtype)
+    assert relative_error(updated, total) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(4, 2, 64), (3, 1, 128), (9, 3, 16), (2, 2, 96)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_rotates_queries_and_writes_keys_and_values(dtype: torch.dtype, heads: tuple[int, int, int], normed: bool) -> None:
+    tokens, dim = 5, heads[2]
+    positions = torch.tensor([3, 0, 7, 1, 30], dtype=torch.int32, device=DEVICE)
+    cells = torch.tensor([4, 9, 0, 2, 11], dtype=torch.int32, device=DEVICE)
+    qkv, cos_sin = normal(tokens, (heads[0] + 2 * heads[1]) * dim, dtype=dtype), normal(32, dim)
+    norms = (normal(dim, dtype=dtype), normal(dim, dtype=dtype), 1e-6) if normed else None
+    pools = [tuple(torch.zeros(12, heads[1], dim, dtype=kind, device=DEVICE) for _ in "kv") for kind in (dtype, torch.float32)]
+    wide = (norms[0].float(), norms[1].float(), 1e-6) if norms else None
+    expected = ORACLE.rope_write(qkv.float(), Rope(positions, cos_sin, heads, wide), cells, (pools[1][0], pools[1][1]))
+    out = OPS.rope_write(qkv, Rope(positions, cos_sin, heads, norms), cells, (pools[0][0], pools[0][1]))
+    assert relative_error(out, expected) < tolerance(dtype)
+    for written, oracle in zip(pools[0], pools[1], strict=True):
+        assert relative_error(written, oracle) < tolerance(dtype)
+        assert not written[[1, 3, 5, 6, 7, 8, 10]].any(), "a cell of no token was written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "size"), [(1, 48), (4, 1024), (3, 1536)])
+def test_silu_mul_gates_the_second_half(dtype: torch.dtype, tokens: int, size: int) -> None:
+    gate_up = normal(tokens, 2 * size, dtype=dtype)
+    assert relative_error(OPS.silu_mul(gate_up), ORACLE.silu_mul(gate_up.float())) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "tiling"),
+    [
+        (1, Tiling(1, 2, 64)),
+        (1, Tiling(1, 4, 256)),
+        (2, Tiling(16, 32, 64, splits=1, num_stages=2)),
+        (16, Tiling(16, 64, 64, splits=3, num_stages=2)),
+        (30, Tiling(32, 64, 32, splits=2, num_stages=3)),
+        (50, Tiling(64, 64, 64, splits=3, num_stages=2)),
+    ],
+)
+def test_a_product_of_few_rows_is_the_librarys(dtype: torch.dtype, with_bias: bool, rows: int, tiling: Tiling) -> None:
+    x, weight = normal(rows, 192, dtype=dtype), normal(192, 192, dtype=dtype)
+    bias = normal(192, dtype=dtype) if with_bias else None
+    assert tiling.fits(192, 192)
+    expected = x.float() @ weight.float().T + (bias.float() if bias is not None else 0.0)
+    for _ in range(2):  # the second one finds the counters of the first
+        assert relative_error(linear(x, weight, bias, tiling), expected) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 17, 129])
+def test_linear_takes_any_number_of_rows(rows: int) -> None:
+    weight, bias = normal(32, 48), normal(32)
+    x = normal(rows, 48)
+    out = OPS.linear(x, OPS.pack(weight, bias))
+    assert out.shape == (rows, 32)
+    if rows:
+        assert relative_error(out, ORACLE.linear(x, TorchWeight(weight, bias))) < 1e-5
+
+
+def test_a_weight_that_divides_into_no_block_goes_to_the_library() -> None:
+    packed = OPS.pack(normal(31, 48), None)
+    assert isinstance(packed, TritonWeight)
+    assert packed.tilings[0] is None or packed.tilings[0].fits(31, 48)
+    assert OPS.linear(normal(1, 48), packed).shape == (1, 31)
