@@ -69,11 +69,12 @@ class TritonAttention:
 def _kinds(shape: AttentionShape, device: torch.device) -> tuple[Kind, Kind]:
     """Short and long chunks, apart at what fits in one tile of the short kernel."""
     upto = _rows(shape, SHORT) // (shape.num_heads // shape.num_kv_heads)
-    short = _kind(shape, device, SHORT, (0, upto, _SHORT_BLOCKS, _SHORT_PROGRAMS))
-    return short, _kind(shape, device, LONG, (upto, (1 << 31) - 1, _LONG_BLOCKS, _LONG_PROGRAMS))
+    short = make_kind(shape, device, SHORT, (0, upto, _SHORT_BLOCKS, _SHORT_PROGRAMS))
+    return short, make_kind(shape, device, LONG, (upto, (1 << 31) - 1, _LONG_BLOCKS, _LONG_PROGRAMS))
 
 
-def _kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
+def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
+    """The kind of chunks of above < tokens <= upto; limits = above, upto, smallest split in blocks, programs per processor."""
     above, upto, min_blocks, per_processor = limits
     rows, programs = _rows(shape, variant), num_processors(device) * per_processor
     tile = rows // (shape.num_heads // shape.num_kv_heads)

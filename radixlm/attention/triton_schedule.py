@@ -56,8 +56,8 @@ class Items:
 
 @triton.jit
 def _schedule_kernel(
-    slots, starts, lengths, offsets, records, count, chunks, capacity, target,
-    ABOVE: tl.constexpr, UPTO: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, MIN_BLOCKS: tl.constexpr,
+    slots, starts, lengths, offsets, records, count, chunks, capacity, target, min_blocks,
+    ABOVE: tl.constexpr, UPTO: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, CHUNKS: tl.constexpr, ITEMS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """ITEMS records per program. Each program sums over all chunks again: there are few, and no second pass is needed."""
@@ -65,7 +65,7 @@ def _schedule_kernel(
     chunk = tl.arange(0, CHUNKS)
     length = tl.load(lengths + chunk, mask=chunk < chunks, other=0)
     tiles, blocks = _measure(length, tl.load(starts + chunk, mask=chunk < chunks, other=0), ABOVE, UPTO, TILE, BLOCK, WINDOW)
-    share = tl.maximum(MIN_BLOCKS, tl.cdiv(tl.sum(tiles * blocks, axis=0), target))
+    share = tl.maximum(min_blocks, tl.cdiv(tl.sum(tiles * blocks, axis=0), target))
     splits = tl.maximum(1, (2 * blocks + share) // (2 * share))
     items = tiles * splits
     ends = tl.cumsum(items, axis=0)
@@ -121,8 +121,8 @@ def schedule(batch: Batch, cut: Cut, window: int) -> Items:
     records = torch.empty((capacity, FIELDS.value), dtype=torch.int32, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
     _schedule_kernel[(triton.cdiv(capacity, _ITEMS),)](
-        batch.slots, batch.starts, batch.lengths, batch.offsets, records, count, chunks, capacity, cut.target,
-        cut.above, cut.upto, cut.tile, cut.block, cut.min_blocks, window, next_power(chunks), _ITEMS,
+        batch.slots, batch.starts, batch.lengths, batch.offsets, records, count, chunks, capacity, cut.target, cut.min_blocks,
+        cut.above, cut.upto, cut.tile, cut.block, window, next_power(chunks), _ITEMS,
         num_warps=4, **launch_options(device),
     )  # fmt: skip
     return Items(records, count)

@@ -14,7 +14,8 @@ from radixlm.bench.results import OURS, Measure
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
 from radixlm.engine.fake_runner import FakeRunner
-from radixlm.sched.scheduler import Limits, Scheduler
+from radixlm.sched.limits import Limits
+from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Part, Request, SamplingParams, to_bytes
 
 BATCHES = (1, 50, 64, 256)

@@ -20,9 +20,10 @@ from radixlm.config import Config
 from radixlm.engine.api import Runner, Step
 from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.sched.audit import audit, repair
+from radixlm.sched.limits import Limits
 from radixlm.sched.plan import Plan
 from radixlm.sched.request import StopCheck
-from radixlm.sched.scheduler import Limits, Scheduler
+from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Request, SamplingParams
 
 logger = logging.getLogger(__name__)

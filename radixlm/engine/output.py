@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from radixlm.messages import Ended, Logprobs, Outputs, TokenLogprobs
-from radixlm.text.detokenizer import Detokenizer
+from radixlm.text.detokenizer import make_detokenizer
 from radixlm.text.stops import StopText
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, SamplingParams, from_bytes
@@ -75,7 +75,7 @@ class Output:
         self._index = index
         self._num_prompt = num_prompt
         self._sampling = sampling
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        self._detokenizer = make_detokenizer(tokenizer, skip_special=sampling.skip_special_tokens, at_start=False)
         watched = bool(sampling.stop or sampling.stop_regex)
         self._stop = StopText(sampling.stop, sampling.stop_regex, include_stop=sampling.include_stop) if watched else None
         self._stop_tokens = frozenset(sampling.stop_token_ids + (() if sampling.ignore_eos else eos))
@@ -111,7 +111,7 @@ class Output:
     def _text_of(self, token: int) -> str:  # hot
         if token in self._stop_tokens:
             return self._end_text(token)
-        text = self._detokenizer.push(token)
+        text = self._detokenizer.push((token,))
         if self._stop is None or self._num_tokens < self._sampling.min_tokens:
             return text
         text, matched = self._stop.push(text)
@@ -121,7 +121,7 @@ class Output:
 
     def _end_text(self, token: int) -> str:
         """The text that was held back when a stop token ends it, and the stop token's own if that is asked for."""
-        text = self._detokenizer.push(token) if self._sampling.include_stop else ""
+        text = self._detokenizer.push((token,)) if self._sampling.include_stop else ""
         self._finish = Finish("stop", matched=token)
         return self._flush(text)
 

@@ -135,7 +135,19 @@ def resolve(request: GenerateRequest, num_prompt: int, limits: Limits) -> Sampli
         raise _over(request, num_prompt, asked, limits)
     if sampling.min_tokens > asked:
         raise _wrong(request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}")
-    return msgspec.structs.replace(sampling, max_tokens=asked)
+    sampling = msgspec.structs.replace(sampling, max_tokens=asked)
+    return _resolve_scores(request, sampling, num_prompt)
+
+
+def _resolve_scores(request: GenerateRequest, sampling: SamplingParams, num_prompt: int) -> SamplingParams:
+    """Without prompt log probabilities where they begin right behind the prompt."""
+    start = sampling.prompt_logprobs_start
+    if sampling.prompt_logprobs is None or start < num_prompt:
+        return sampling
+    if start > num_prompt:
+        field = request.name("prompt_logprobs_start")
+        raise InvalidRequest(f"{field} lies behind the prompt, which has {num_prompt} tokens; lower it", param=field)
+    return msgspec.structs.replace(sampling, prompt_logprobs=None, prompt_logprobs_start=0)
 
 
 def check_batch(num_items: int, num_choices: int, limits: Limits) -> None:

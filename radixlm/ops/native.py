@@ -46,7 +46,7 @@ def load_library() -> ctypes.CDLL:
         "rx_attention": [c_char_p, c_void_p, c_void_p, c_int64],
     }
     for name, arguments in signatures.items():
-        function = library[name]
+        function = getattr(library, name)  # cached by ctypes, unlike library[name]
         function.argtypes, function.restype = arguments, None
     library.rx_packed_bytes.argtypes, library.rx_packed_bytes.restype = [c_int64, c_int64, c_int], c_int64
     return library

@@ -77,8 +77,8 @@ def _vector_kernel(
 
 @triton.jit
 def _matrix_kernel(
-    x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size,
-    HAS_BIAS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size, splits,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_OUT outputs of all rows per program, over one split of the columns: total [BLOCK_OUT, ROWS] = weight @ x.T."""
@@ -98,13 +98,13 @@ def _matrix_kernel(
         inputs += BLOCK_IN
     cell = row[None, :] * out_features + out[:, None]
     inside = row[None, :] < rows
-    if SPLITS > 1:
+    if splits > 1:
         tl.store(parts + split * rows * out_features + cell, total, mask=inside)
         tl.debug_barrier()
-        if tl.atomic_add(counters + tile, 1, sem="acq_rel") == SPLITS - 1:
+        if tl.atomic_add(counters + tile, 1, sem="acq_rel") == splits - 1:
             tl.store(counters + tile, 0)
             total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
-            for other in range(SPLITS):
+            for other in range(splits):
                 total += tl.load(parts + other * rows * out_features + cell, mask=inside, other=0.0, cache_modifier=".cg")
             _store_rows(y, cell, inside, total, bias, out, HAS_BIAS)
     else:
@@ -144,8 +144,8 @@ def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         parts = torch.empty((tiling.splits, *y.shape), dtype=torch.float32, device=x.device)
     _matrix_kernel[(out_features // tiling.block_out, tiling.splits)](
         x, weight, weight if bias is None else bias, y, parts, split_counters(x.device),
-        x.shape[0], out_features, in_features, in_features // tiling.splits,
-        bias is not None, tiling.splits, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
+        x.shape[0], out_features, in_features, in_features // tiling.splits, tiling.splits,
+        bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
         num_warps=tiling.num_warps, **launch_options(x.device),
     )  # fmt: skip
 

@@ -82,5 +82,7 @@ def _requests(scheduler: Scheduler) -> list[str]:
     if scheduler.num_open != len(scheduler.waiting) + len(running):
         found.append(f"{scheduler.num_open} open, {len(scheduler.waiting)} waiting, {len(running)} running")
     if running.rows.num_free + len(running) != scheduler.limits.max_running:
-        found.append(f"{running.rows.num_free} slots free, {len(running)} leased, {scheduler.limits.max_running} in all")
+        found.append(
+            f"{running.rows.num_free} slots free, {len(running)} leased, {scheduler.limits.max_running} in all"
+        )
     return found

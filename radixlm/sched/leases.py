@@ -11,6 +11,7 @@ import numpy as np
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
 from radixlm.sched import admission
+from radixlm.sched.plan import Opened
 from radixlm.sched.request import EMPTY, Lease, OpenRequest
 from radixlm.sched.rows import NEVER, Rows
 from radixlm.types import IntArray
@@ -27,7 +28,9 @@ class Leases:
         self.rows = Rows(num_slots, context, page_size)
         self.by_slot: dict[int, Lease] = {}  # in admission order
         self.active: IntArray = EMPTY  # the same slots as a column
+        self.prefilling: list[Lease] = []  # whose prompt is not computed yet, in the order they began
         self.ending: list[Lease] = []
+        self._opened: list[Opened] = []
         self._changed: dict[int, int] = {}  # slot: first index of the page table that the device does not know yet
 
     def __len__(self) -> int:
@@ -42,12 +45,33 @@ class Leases:
         self.by_slot[slot] = lease
         self.active = np.append(self.active, np.int32(slot))
         rows.tokens[slot, : len(tokens)] = tokens
-        rows.length[slot] = rows.prompt_end[slot] = len(tokens)
-        rows.limit[slot] = entry.limit
-        rows.ignores_eos[slot] = entry.sampling is None or entry.sampling.ignore_eos
         rows.key[slot], rows.sink[slot] = entry.request.key, entry.sink
+        self.restart(lease, 0, len(tokens))
         self.advance(lease)
         return lease
+
+    def restart(self, lease: Lease, computed: int, length: int) -> None:
+        """The row holds `length` literal tokens, of which at most `computed` are, and then begins a generated part."""
+        rows, slot, entry = self.rows, lease.slot, lease.request
+        rows.length[slot] = rows.prompt_end[slot] = length
+        rows.computed[slot] = min(int(rows.computed[slot]), computed)
+        rows.limit[slot] = min(entry.limit, rows.tokens.shape[1] - 1)
+        rows.ignores_eos[slot] = entry.sampling is None or entry.sampling.ignore_eos
+        rows.watched[slot] = True
+        self.prefilling.append(lease)
+
+    def open_part(self, lease: Lease, tokens: IntArray, eos_token_ids: tuple[int, ...]) -> None:
+        """The device must know how the row's next part is sampled; `tokens` are all tokens before it."""
+        entry = lease.request
+        if entry.sampling is not None:
+            part = (entry.sampling, entry.seed, tokens, entry.part_start, eos_token_ids)
+            self._opened.append(Opened(lease.slot, *part))
+
+    def take_opened(self) -> tuple[Opened, ...]:
+        """Parts opened since the last call."""
+        opened = tuple(self._opened)
+        self._opened.clear()
+        return opened
 
     def advance(self, lease: Lease) -> None:
         """Takes over what the tree has of this prompt beyond the lease's pin: cached before, or computed since by others."""
@@ -116,6 +140,8 @@ class Leases:
         rows.valid_from[slot] = NEVER
         lease.ending = True
         self.ending.append(lease)
+        if lease in self.prefilling:
+            self.prefilling.remove(lease)
 
     def reap(self) -> list[Lease]:
         """Gives back the stopped leases that no launched step refers to."""
@@ -157,4 +183,5 @@ class Leases:
         del self.by_slot[slot]
         self.active = self.active[self.active != slot]
         self._changed.pop(slot, None)
+        self._opened = [opened for opened in self._opened if opened.slot != slot]
         rows.give(slot)

@@ -38,14 +38,19 @@ def _split(pattern: str) -> list[Json]:
     return [cut, _BYTES_ONLY]
 
 
-_DIGITS = [{"type": "Digits", "individual_digits": True}, _PLAIN]
-PRE_TOKENIZERS: dict[str, list[Json]] = {
-    **dict.fromkeys(("default", "gpt-2", "gpt2", "mpt", "olmo", "jais"), [_PLAIN]),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3"), _split("llama3")),
-    **dict.fromkeys(("qwen2", "qwen25", "deepseek-r1-qwen", "megrez", "stablelm2"), _split("qwen2")),
-    "tekken": _split("tekken"),
-}
+_STEPS: tuple[tuple[str, list[Json]], ...] = (
+    ("default gpt-2 gpt2 mpt olmo jais", [_PLAIN]),
+    (
+        "smollm starcoder refact command-r codeshell exaone minerva-7b",
+        [{"type": "Digits", "individual_digits": True}, _PLAIN],
+    ),
+    ("llama-bpe llama3 llama-v3 smaug-bpe dbrx falcon3", _split("llama3")),
+    ("qwen2 qwen25 deepseek-r1-qwen megrez stablelm2", _split("qwen2")),
+    ("tekken", _split("tekken")),
+)
+PRE_TOKENIZERS = {name: steps for names, steps in _STEPS for name in names.split()}
+"""How text is cut, by the name in tokenizer.ggml.pre."""
+
 WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")  # a word in the vocabulary is not split
 COMPOSED = ("qwen2", "qwen25", "deepseek-r1-qwen", "megrez")  # text is normalised to NFC
 BOS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")  # begin with bos unless the metadata says otherwise

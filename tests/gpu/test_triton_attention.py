@@ -55,6 +55,13 @@ def step(chunks: list[Chunk], page_size: int) -> tuple[Batch, int]:
     return Batch(*device, page_size, longest, context), (sum(pages) + 1) * page_size
 
 
+def without_empty(batch: Batch) -> Batch:
+    """The chunks that hold tokens: the reference knows no others."""
+    kept = batch.lengths > 0
+    rows = {name: getattr(batch, name)[kept] for name in ("slots", "starts", "lengths")}
+    return replace(batch, offsets=batch.offsets[:-1][kept], **rows)
+
+
 def compare(chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page_size: int = 1) -> None:
     batch, cells = step(chunks, page_size)
     pool = Pool(cells, shape, dtype)
@@ -62,7 +69,7 @@ def compare(chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page
     backend, oracle = TritonAttention(shape, pool), Reference(shape, pool.wide())
     q = torch.randn(len(batch.cells), shape.num_heads, shape.head_dim, device=DEVICE).to(dtype)
     backend.plan(batch)
-    oracle.plan(batch)
+    oracle.plan(without_empty(batch))
     for layer in range(len(shape.window)):
         for _ in range(2):  # the second run finds the counters of the first
             out = backend.run(q, layer)
@@ -81,7 +88,9 @@ def test_ragged_steps_equal_the_reference(dtype: torch.dtype, page_size: int, ch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads", [(4, 4, 64), (8, 1, 128), (9, 3, 64), (7, 1, 64), (32, 1, 64), (2, 1, 96), (2, 2, 16)])
+@pytest.mark.parametrize(
+    "heads", [(4, 4, 64), (8, 1, 128), (9, 3, 64), (7, 1, 64), (32, 1, 64), (2, 1, 96), (2, 2, 16)]
+)
 def test_any_grouping_of_heads_and_any_width(dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
     compare(MIXED[:5], llama(*heads), dtype)
 

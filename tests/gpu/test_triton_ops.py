@@ -26,7 +26,9 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_norm_adds_the_residual_and_normalises(dtype: torch.dtype, tokens: int, size: int, with_residual: bool) -> None:
     x, weight = normal(tokens, size, dtype=dtype), normal(size, dtype=dtype)
     residual = normal(tokens, size, dtype=dtype) if with_residual else None
-    expected, total = ORACLE.norm(x.float().clone(), residual.float().clone() if residual is not None else None, weight.float(), 1e-5)
+    expected, total = ORACLE.norm(
+        x.float().clone(), residual.float().clone() if residual is not None else None, weight.float(), 1e-5
+    )
     out, updated = OPS.norm(x, residual, weight, 1e-5)
     assert relative_error(out, expected) < tolerance(dtype)
     assert relative_error(updated, total) < tolerance(dtype)
@@ -35,13 +37,18 @@ def test_norm_adds_the_residual_and_normalises(dtype: torch.dtype, tokens: int, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [(4, 2, 64), (3, 1, 128), (9, 3, 16), (2, 2, 96)])
 @pytest.mark.parametrize("normed", [False, True])
-def test_rope_rotates_queries_and_writes_keys_and_values(dtype: torch.dtype, heads: tuple[int, int, int], normed: bool) -> None:
+def test_rope_rotates_queries_and_writes_keys_and_values(
+    dtype: torch.dtype, heads: tuple[int, int, int], normed: bool
+) -> None:
     tokens, dim = 5, heads[2]
     positions = torch.tensor([3, 0, 7, 1, 30], dtype=torch.int32, device=DEVICE)
     cells = torch.tensor([4, 9, 0, 2, 11], dtype=torch.int32, device=DEVICE)
     qkv, cos_sin = normal(tokens, (heads[0] + 2 * heads[1]) * dim, dtype=dtype), normal(32, dim)
     norms = (normal(dim, dtype=dtype), normal(dim, dtype=dtype), 1e-6) if normed else None
-    pools = [tuple(torch.zeros(12, heads[1], dim, dtype=kind, device=DEVICE) for _ in "kv") for kind in (dtype, torch.float32)]
+    pools = [
+        tuple(torch.zeros(12, heads[1], dim, dtype=kind, device=DEVICE) for _ in "kv")
+        for kind in (dtype, torch.float32)
+    ]
     wide = (norms[0].float(), norms[1].float(), 1e-6) if norms else None
     expected = ORACLE.rope_write(qkv.float(), Rope(positions, cos_sin, heads, wide), cells, (pools[1][0], pools[1][1]))
     out = OPS.rope_write(qkv, Rope(positions, cos_sin, heads, norms), cells, (pools[0][0], pools[0][1]))

@@ -10,7 +10,8 @@ import numpy as np
 from radixlm.engine.fake_runner import FakeRunner, continuation
 from radixlm.messages import Ended, PartEnded
 from radixlm.sched.audit import audit
-from radixlm.sched.scheduler import Limits, Scheduler
+from radixlm.sched.limits import Limits
+from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Finish, Part, Request, SamplingParams, from_bytes, to_bytes
 
 VOCAB = 64

@@ -29,7 +29,7 @@ class Adapter:
     """Weights as in the GGUF file. Sequence 0 of the single-request context keeps its tokens for a second chat turn."""
 
     def __init__(self, model: str, threads: int) -> None:
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports] - the peer has its own environment
         import numpy as np
 
         self._np: Any = np
@@ -48,7 +48,7 @@ class Adapter:
         self.versions = {"llama_cpp_python": llama_cpp.__version__, "weights": model.rsplit("-", 1)[-1]}
 
     def generate(self, prompts: list[list[int]], lengths: list[int]) -> tuple[list[list[int]], list[float]]:
-        """Sees `worker.Adapter`."""
+        """See `worker.Adapter`."""
         context = self._context(len(prompts))
         memory = self._lib.llama_get_memory(context)
         reused = self._reused(prompts)
@@ -63,6 +63,12 @@ class Adapter:
         if len(prompts) == 1:
             self._kept = prompts[0] + rows[0].output[:-1]  # the last token was never computed
         return [row.output for row in rows], [row.first for row in rows]
+
+    def close(self) -> None:
+        """Frees contexts and model."""
+        for context in self._contexts.values():
+            self._lib.llama_free(context)
+        self._lib.llama_model_free(self._model)
 
     def _reused(self, prompts: list[list[int]]) -> int:
         """Tokens of the single prompt that its context still holds; the last one must be computed again."""

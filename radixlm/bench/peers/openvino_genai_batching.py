@@ -14,8 +14,8 @@ class Adapter:
 
     def __init__(self, model: str, threads: int) -> None:
         import numpy as np
-        import openvino
-        import openvino_genai
+        import openvino  # pyright: ignore[reportMissingImports] - the peer has its own environment
+        import openvino_genai  # pyright: ignore[reportMissingImports]
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GB
@@ -38,7 +38,7 @@ class Adapter:
         }
 
     def generate(self, prompts: list[list[int]], lengths: list[int]) -> tuple[list[list[int]], list[float]]:
-        """Sees `worker.Adapter`."""
+        """See `worker.Adapter`."""
         handles = [self._add(prompt, length) for prompt, length in zip(prompts, lengths)]
         first = [0.0] * len(handles)
         waiting = list(range(len(handles)))  # requests whose first token has not come
@@ -50,6 +50,9 @@ class Adapter:
                 first[index] = now
             waiting = still
         return [list(handle.read_all()[0].generated_ids) for handle in handles], first
+
+    def close(self) -> None:
+        """Nothing to end: the pipeline computes only inside `step`."""
 
     def _add(self, prompt: list[int], length: int) -> Any:
         config = self._genai.GenerationConfig(

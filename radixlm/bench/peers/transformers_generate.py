@@ -21,7 +21,7 @@ class Adapter:
         self._kept: tuple[list[int], Any] = ([], None)
 
     def generate(self, prompts: list[list[int]], lengths: list[int]) -> tuple[list[list[int]], list[float]]:
-        """Sees `worker.Adapter`. Tokens beyond a request's own length are computed (the batch is static) and dropped."""
+        """See `worker.Adapter`. Tokens beyond a request's own length are computed (the batch is static) and dropped."""
         torch = self.torch
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -44,6 +44,9 @@ class Adapter:
         if len(prompts) == 1:
             self._kept = (prompts[0] + rows[0], cache)
         return [row[:length] for row, length in zip(rows, lengths)], first * len(prompts)
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def _cache(self, prompts: list[list[int]]) -> Any:
         """The kept cache if the only prompt goes on from it, else a fresh one."""

@@ -32,6 +32,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends the engine's threads."""
+        ...
+
 
 def adapter_class(path: Path) -> type[Adapter]:
     """The `Adapter` of a file, imported by path: adapters of absent packages must not be importable by accident."""
@@ -86,6 +90,7 @@ def main(argv: list[str]) -> int:
     ready = {"ready": True, "versions": adapter.versions, "load_s": time.perf_counter() - start}
     print(json.dumps(ready), file=reply, flush=True)
     talk(adapter, sys.stdin, reply)
+    adapter.close()
     return 0
 
 

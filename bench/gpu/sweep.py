@@ -1,0 +1,183 @@
+"""Tries tilings of the linear layers and variants of the attention kernel on the card at hand; prints the best of each.
+
+    python -m bench.gpu.sweep linear|attention [--compile-workers 12]
+
+Kernels are compiled in parallel first (Triton keeps them on disk), then timed one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from bench.gpu import shapes
+from bench.gpu.timing import call_us, copies
+from radixlm.attention.triton import make_kind
+from radixlm.attention.triton_kernel import Pages, Variant, attend
+from radixlm.attention.triton_schedule import schedule
+from radixlm.ops.triton_linear import Tiling, linear
+
+SPLITS = (1, 2, 4, 7, 8)
+GRIDS = {
+    1: [(2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 2048, 4, 1), (2, 1024, 4, 1), (1, 4096, 4, 1)],
+    16: [(64, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 4), (64, 64, 4, 5), (128, 128, 4, 3), (64, 128, 4, 3), (64, 256, 4, 4)],
+    32: [(64, 128, 4, 4), (64, 256, 4, 3), (128, 128, 4, 3), (64, 64, 4, 5), (128, 64, 4, 4)],
+    64: [(64, 64, 4, 4), (64, 128, 4, 3), (128, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4)],
+    128: [(128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (64, 64, 4, 4), (128, 64, 4, 4)],
+}
+VARIANTS = {
+    "short": [
+        Variant(16, block, warps, stages)
+        for block, warps, stages in (
+            (32, 4, 3), (32, 4, 4), (32, 4, 5), (32, 2, 4), (64, 4, 3), (64, 4, 4), (64, 4, 5), (64, 8, 4), (64, 2, 4), (128, 4, 3), (128, 8, 3), (128, 8, 4),
+        )
+    ],
+    "long": [
+        Variant(rows, block, warps, stages)
+        for rows, block, warps, stages in ((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 3), (64, 64, 4, 4), (128, 128, 8, 2), (128, 128, 8, 3), (64, 32, 4, 4))
+    ],
+}  # fmt: skip
+CASES = {
+    "short": {
+        "1 x 512": shapes.decode(1, 512),
+        "1 x 8000": shapes.decode(1, 8000),
+        "8 x 512": shapes.decode(8, 512),
+        "50 x 512": shapes.decode(50, 512),
+        "256 x 512": shapes.decode(256, 512),
+        "256 x 100..1500": shapes.ragged(256, 100, 1500),
+        "32 x 8000": shapes.decode(32, 8000),
+    },
+    "long": {
+        "64 over 448": [(448, 64)],
+        "4 x 64 over 448": [(448, 64)] * 4,
+        "512 over 0": [(0, 512)],
+        "512 over 7500": [(7500, 512)],
+        "2048 over 0": [(0, 2048)],
+        "8000 over 0": [(0, 8000)],
+    },
+}
+
+
+def tilings(rows: int) -> Iterator[Tiling]:
+    """Every tiling of the grid for this row count."""
+    for out, columns, warps, stages in GRIDS[rows]:
+        for splits in SPLITS if rows > 1 else (1,):
+            yield Tiling(rows, out, columns, splits, warps, stages)
+
+
+def compile_linear(tiling: Tiling) -> None:
+    """Runs the tiling once, small."""
+    splits = min(2, tiling.splits)
+    x = torch.zeros((tiling.rows, 8192), dtype=torch.bfloat16, device="cuda")
+    linear(x, x.new_zeros((tiling.block_out * 16, 8192)), None, replace(tiling, splits=splits))
+    torch.cuda.synchronize()
+
+
+def sweep_linear() -> None:
+    """The three best tilings per shape and row count, against the library."""
+    for rows, (name, (out, size)) in itertools.product(GRIDS, shapes.LINEARS.items()):
+        weights = [shapes.weight(out, size) for _ in range(copies(2 * out * size))]
+        x = torch.randn((rows, size), dtype=torch.bfloat16, device="cuda")
+        library = call_us([lambda w=w: F.linear(x, w) for w in weights])
+        found = []
+        for tiling in tilings(rows):
+            if tiling.fits(out, size):
+                found.append((_linear_us(x, weights, tiling), tiling))
+        found.sort(key=lambda pair: pair[0])
+        best = "  ".join(f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages})" for us, t in found[:4])
+        print(f"{rows:4} {name:8} floor {2 * out * size / 4.47e6:.1f} library {library:.1f}  {best}", flush=True)
+
+
+def _linear_us(x: torch.Tensor, weights: list[torch.Tensor], tiling: Tiling) -> float:
+    try:
+        return call_us([lambda w=w: linear(x, w, None, tiling) for w in weights])
+    except Exception as error:  # a tiling that does not fit the card is a result of the sweep
+        print(tiling, type(error).__name__)
+        return float("inf")
+
+
+def compile_attention(job: tuple[str, Variant]) -> None:
+    """Runs the variant once, small."""
+    _attention_calls(job[0], [(4, 40 if job[0] == "long" else 1)], job[1], (1, 1))[0]()
+    torch.cuda.synchronize()
+
+
+def _attention_calls(kind_name: str, chunks: list[shapes.Chunk], variant: Variant, settings: tuple[int, int]) -> list:
+    step, cells = shapes.batch(chunks)
+    pool = _pool(cells)
+    limits = (0, 4, *settings) if kind_name == "short" else (4, 1 << 30, *settings)
+    kind = make_kind(shapes.ATTENTION, torch.device("cuda", 0), variant, limits)
+    q = torch.randn((len(step.cells), shapes.HEADS, shapes.DIM), dtype=torch.bfloat16, device="cuda")
+    out, items, pages = torch.empty_like(q), schedule(step, kind.cut, 0), Pages(step.page_table, 1)
+    return [lambda kv=kv: attend(q, out, kv, pages, items, kind.kernels[0]) for kv in pool.layers]
+
+
+_POOLS: dict[int, shapes.Pool] = {}
+
+
+def _pool(cells: int) -> shapes.Pool:
+    if cells not in _POOLS:
+        _POOLS.clear()
+        _POOLS[cells] = shapes.pool(cells, copies(4 * cells * shapes.KV_HEADS * shapes.DIM))
+    return _POOLS[cells]
+
+
+def sweep_attention() -> None:
+    """The best variants per case."""
+    for kind, cases in CASES.items():
+        programs = (2, 3, 4, 6) if kind == "short" else (1, 2)
+        for name, chunks in cases.items():
+            found = []
+            for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 4)):
+                found.append((_attention_us(kind, chunks, variant, (blocks, per_processor)), variant, per_processor, blocks))
+            found.sort(key=lambda entry: entry[0])
+            best = "  ".join(f"{us:.1f} ({v.rows} {v.block} w{v.num_warps} s{v.num_stages} p{p} m{m})" for us, v, p, m in found[:5])
+            size = sum(start + length for start, length in chunks) * 4 * shapes.KV_HEADS * shapes.DIM
+            work = sum(4 * shapes.HEADS * shapes.DIM * length * (start + length / 2) for start, length in chunks)
+            rate = f"{size / found[0][0] / 1e6:.2f} TB/s" if kind == "short" else f"{work / found[0][0] / 1e6:.0f} TFLOP/s"
+            print(f"{kind:5} {name:16} {rate}  {best}", flush=True)
+            for v in VARIANTS[kind]:
+                print("      ", v.block, v.rows, v.num_warps, v.num_stages, " ".join(f"p{p}m{m}:{us:.1f}" for us, w, p, m in sorted(found, key=lambda e: e[2:]) if w == v))
+
+
+def _attention_us(kind: str, chunks: list[shapes.Chunk], variant: Variant, settings: tuple[int, int]) -> float:
+    try:
+        return call_us(_attention_calls(kind, chunks, variant, settings), repeats=3)
+    except Exception as error:  # a variant that does not fit the card is a result of the sweep
+        print(variant, type(error).__name__)
+        return float("inf")
+
+
+def _try(call, argument) -> None:
+    try:
+        call(argument)
+    except Exception as error:
+        print(argument, repr(error)[:200], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", nargs="+", choices=("linear", "attention"))
+    parser.add_argument("--compile-workers", type=int, default=12)
+    options = parser.parse_args()
+    jobs: list = []
+    if "linear" in options.what:
+        jobs += [(compile_linear, t) for rows in GRIDS for t in tilings(rows) if t.splits <= 2]
+    if "attention" in options.what:
+        jobs += [(compile_attention, (kind, variant)) for kind in VARIANTS for variant in VARIANTS[kind]]
+    with multiprocessing.get_context("spawn").Pool(options.compile_workers) as workers:
+        workers.starmap(_try, jobs, chunksize=2)
+    if "linear" in options.what:
+        sweep_linear()
+    if "attention" in options.what:
+        sweep_attention()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Joins text to tokens in front of an engine. HTTP, offline use and programs all go through here.
+
+`prepare` checks and tokenises, off the event loop where that takes long; `stream` and `complete` generate. Closing a stream
+aborts its requests. Keys are counted here and mean nothing outside; labels given by clients only ever find keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import cached_property
+
+import msgspec
+
+from radixlm.engine.api import Engine
+from radixlm.engine.output import Completion, Delta, Output, Usage
+from radixlm.engine.validate import Chat, GenerateRequest, Limits, check, check_batch, resolve, too_long
+from radixlm.errors import EngineDied, Error, InvalidRequest, NotReady, PromptTooLong, QueueFull, RequestTimeout
+from radixlm.messages import Outputs
+from radixlm.metrics import Metrics
+from radixlm.text.chat import ChatTemplate
+from radixlm.text.tokenizer import Tokenizer
+from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes, to_bytes
+
+_INLINE_CHARS = 4096  # longer texts are tokenised in a thread: this many take about a millisecond
+_SEED_MASK = 2**63 - 1
+_BY_CODE: dict[str, type[Error]] = {kind.code: kind for kind in (QueueFull, NotReady, EngineDied, PromptTooLong, RequestTimeout)}
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A request that passed every check: prompt as int32 bytes, sampling with `max_tokens` resolved."""
+
+    request: GenerateRequest
+    prompt: bytes
+    sampling: SamplingParams
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens."""
+        return len(self.prompt) // 4
+
+    @property
+    def tokens(self) -> IntArray:
+        """The prompt, int32 [num_prompt]."""
+        return from_bytes(self.prompt)
+
+
+class Frontend:
+    """Owns the engine it is given: `close` closes both. Used from one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        timeout_s: float = 600.0,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.template = template
+        self.metrics = metrics or Metrics()
+        self._timeout_s = timeout_s
+        self._keys = itertools.count(1)
+        self._labels: dict[str, set[int]] = {}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    @cached_property
+    def _most_chars_per_token(self) -> int:
+        """No token stands for more characters, even if a normaliser drops most of what it reads."""
+        return 4 * max(len(piece) for piece in self.tokenizer.token_bytes)
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may ask of the engine. Raises NotReady before the engine has answered once."""
+        return Limits.of(self.engine.info, self._timeout_s)
+
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> list[Prepared]:
+        """Checks and tokenises; all or none. Raises InvalidRequest or PromptTooLong; in a batch it names the item."""
+        limits = self.limits
+        check_batch(len(requests), sum(_num_choices(request) for request in requests), limits)
+        prepared: list[Prepared] = []
+        for i, request in enumerate(requests):
+            try:
+                check(request, limits)
+                prepared.append(await self._prepare_one(request, limits))
+            except InvalidRequest as error:
+                if len(requests) == 1:
+                    raise
+                raise type(error)(f"item {i} of {len(requests)}: {error.message}", param=error.param) from None
+        return prepared
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """`prepare` and `stream` for one request."""
+        async with aclosing(self.stream(await self.prepare([request]))) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def stream(self, prepared: Sequence[Prepared]) -> AsyncGenerator[Delta, None]:
+        """Deltas of all choices as they come. Choice j of item i has index i * n + j when all items ask for n.
+
+        Raises QueueFull, NotReady, EngineDied, RequestTimeout or Error; an abort is a finish, not an exception.
+        """
+        choices = [(item, j) for item in prepared for j in range(item.sampling.n)]
+        streams = [self._choice(item, j, index) for index, (item, j) in enumerate(choices)]
+        return streams[0] if len(streams) == 1 else _merge(streams)
+
+    async def complete(self, prepared: Sequence[Prepared]) -> list[Completion]:
+        """All choices, whole, by index. Raises as `stream`."""
+        choices = [item for item in prepared for _ in range(item.sampling.n)]
+        results = [Completion(index, item.num_prompt) for index, item in enumerate(choices)]
+        async with aclosing(self.stream(prepared)) as deltas:
+            async for delta in deltas:
+                results[delta.index].add(delta)
+        return results
+
+    def abort(self, label: str) -> int:
+        """Ends the open requests with exactly this label; how many there were."""
+        keys = sorted(self._labels.get(label, ()))
+        for key in keys:
+            self.engine.abort(key)
+        return len(keys)
+
+    async def close(self) -> None:
+        """Closes the engine, which ends what is open."""
+        await self.engine.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- text to tokens -----------------------------------------------------------------------------------------------
+
+    async def _prepare_one(self, request: GenerateRequest, limits: Limits) -> Prepared:
+        prompt = await self._tokenise(request, limits)
+        sampling = resolve(request, len(prompt) // 4, limits)
+        return Prepared(request, prompt, sampling)
+
+    async def _tokenise(self, request: GenerateRequest, limits: Limits) -> bytes:
+        prompt = request.prompt
+        if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARS:
+            return to_bytes(self.tokenizer.encode(prompt, add_special=True))
+        if not isinstance(prompt, str | Chat):
+            return to_bytes(tuple(prompt))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._tokenise_slowly, request, prompt, limits)
+
+    def _tokenise_slowly(self, request: GenerateRequest, prompt: str | Chat, limits: Limits) -> bytes:
+        """In a thread. A text whose length alone shows that it is too long is not tokenised."""
+        if isinstance(prompt, str):
+            text, special = prompt, True
+        else:
+            text, special = self._render(prompt), False  # the template wrote the special tokens
+        least = len(text) // self._most_chars_per_token
+        if least > min(limits.context, limits.pool_tokens):
+            raise too_long(request, len(text), least, limits)
+        return to_bytes(self.tokenizer.encode(text, add_special=special))
+
+    def _render(self, chat: Chat) -> str:
+        if self.template is None:
+            raise InvalidRequest("this model has no chat template; send a text prompt", param="messages")
+        return self.template.render(
+            chat.messages,
+            tools=chat.tools,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            options=chat.options,
+        )
+
+    # -- tokens to text -----------------------------------------------------------------------------------------------
+
+    async def _choice(self, item: Prepared, number: int, index: int) -> AsyncGenerator[Delta, None]:
+        """Choice `number` of an item, as one request of the engine."""
+        engine, key, label = self.engine, next(self._keys), item.request.label
+        output = Output(index, item.num_prompt, item.sampling, self.tokenizer, engine.info.eos_token_ids)
+        watch = _Watch(self.metrics)
+        if label:
+            self._labels.setdefault(label, set()).add(key)
+        try:
+            async with aclosing(engine.generate(self._request(item, key, number))) as frames:
+                async for frame in frames:
+                    delta = _taken(output, frame, engine, key)
+                    watch.saw(delta)
+                    yield delta
+        except Error as error:
+            watch.failed(error)
+            raise
+        finally:
+            watch.closed()
+            self._forget(label, key)
+
+    def _request(self, item: Prepared, key: int, number: int) -> Request:
+        sampling, asked = item.sampling, item.request
+        seed = None if sampling.seed is None else (sampling.seed + number) & _SEED_MASK
+        scored = sampling.max_tokens or sampling.prompt_logprobs is not None
+        part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
+        timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
+        return Request(
+            key=key, script=(part,), namespace=asked.namespace, priority=asked.priority, timeout_s=timeout_s
+        )
+
+    def _forget(self, label: str, key: int) -> None:
+        keys = self._labels.get(label)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._labels[label]
+
+
+class _Watch:
+    """Measures one choice from its start to its end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._start = self._loop.time()
+        self._first = 0.0
+        self._outcome = "disconnect"
+        metrics.open_requests.inc()
+
+    def saw(self, delta: Delta) -> None:  # hot
+        """A delta went out."""
+        if not self._first and delta.tokens:
+            self._first = self._loop.time()
+            self._metrics.first_token_seconds.observe(self._first - self._start)
+        if delta.usage is not None and delta.finish is not None:
+            self._ended(delta.finish, delta.usage)
+
+    def failed(self, error: Error) -> None:
+        """The choice ended with an error."""
+        self._outcome = error.code
+
+    def closed(self) -> None:
+        """Nothing more comes, for whatever reason."""
+        self._metrics.open_requests.dec()
+        self._metrics.requests.labels(self._outcome).inc()
+
+    def _ended(self, finish: Finish, usage: Usage) -> None:
+        metrics, now = self._metrics, self._loop.time()
+        self._outcome = finish.type
+        metrics.queue_seconds.observe(usage.queue_s)
+        metrics.request_seconds.observe(now - self._start)
+        if usage.completion_tokens > 1:
+            metrics.token_seconds.observe((now - self._first) / (usage.completion_tokens - 1))
+
+
+def _taken(output: Output, frame: Outputs, engine: Engine, key: int) -> Delta:  # hot
+    """The delta of a frame. Raises what the engine reports as an error; ends a request whose text has ended."""
+    delta = output.take(frame)
+    if delta.finish is None:
+        if output.stopped:
+            engine.abort(key)
+    elif delta.finish.type in ("error", "timeout"):
+        code, text = frame.ended[0].code, delta.finish.message or "the engine could not finish the request"
+        kind = RequestTimeout if delta.finish.type == "timeout" else _BY_CODE.get(code, Error)
+        raise kind(text)
+    return delta
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """Deltas of several streams as they come. The first error ends all."""
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+    pumps = [asyncio.ensure_future(_pump(stream, queue)) for stream in streams]
+    num_open = len(pumps)
+    try:
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(stream: AsyncGenerator[Delta, None], queue: asyncio.Queue[Delta | Exception | None]) -> None:
+    try:
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
+                queue.put_nowait(delta)
+        queue.put_nowait(None)
+    except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
+        queue.put_nowait(error)
+
+
+def _num_choices(request: GenerateRequest) -> int:
+    """As far as it is a number at all; `check` says what is wrong with it otherwise."""
+    n = request.sampling.n
+    return n if isinstance(n, int) and 1 <= n <= 16 else 1
+
+

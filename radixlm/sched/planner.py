@@ -1,0 +1,188 @@
+"""What the next step computes: decode rows first, then newcomers, then prompts begun before, within the token budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from radixlm.sched import admission
+from radixlm.sched.budget import newcomers_budget, prompt_budget, shares
+from radixlm.sched.draft import Draft
+from radixlm.sched.leases import Leases
+from radixlm.sched.limits import Counts, Limits
+from radixlm.sched.plan import ON_DEVICE, Logits, Plan
+from radixlm.sched.policy import POLICIES
+from radixlm.sched.request import EMPTY, Lease, OpenRequest
+from radixlm.types import IntArray
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step under way and where its sampled tokens go."""
+
+    plan: Plan
+    slots: IntArray  # of the sampling chunks
+    positions: IntArray
+
+
+class Planner:
+    """Believes that what was launched will happen, so it never waits for results.
+
+    `reap` ends or queues again the requests of leases that can be given back; True if there were any.
+    """
+
+    def __init__(
+        self, limits: Limits, running: Leases, counts: Counts, clock: Callable[[], float], reap: Callable[[], bool]
+    ) -> None:
+        self.running = running
+        self.waiting: OrderedDict[tuple[int, int], OpenRequest] = OrderedDict()  # oldest first
+        self.launched: deque[Launched] = deque()
+        self.next_index = 0
+        self._limits = limits
+        self._counts = counts
+        self._clock = clock
+        self._reap = reap
+        self._ratio = admission.Ratio()
+        self._order = POLICIES[limits.policy]
+
+    def wait(self, entry: OpenRequest) -> None:
+        """A new request goes to the end of the queue."""
+        self.waiting[entry.sink, entry.request.key] = entry
+
+    def wait_again(self, entry: OpenRequest) -> None:
+        """A preempted request goes to the front."""
+        self.wait(entry)
+        self.waiting.move_to_end((entry.sink, entry.request.key), last=False)
+
+    def plan(self) -> Plan | None:  # hot
+        """The next step, or None if nothing can be computed now. It counts as launched."""
+        while True:
+            draft = Draft()
+            num_decode = self._plan_decode(draft)
+            budget, begun = prompt_budget(self._limits.tokens_per_step, num_decode), list(self.running.prefilling)
+            if self.waiting and self.running.rows.num_free:
+                budget -= self._admit(draft, newcomers_budget(budget, len(begun)))
+            if begun:
+                self._plan_prompts(draft, begun, budget)
+            if not draft.empty:
+                return self._launch(draft)
+            # Stuck: running requests hold all pages and nothing under way will free any. One must start over.
+            if self.launched or not self._preempt():
+                return None
+
+    def _plan_decode(self, draft: Draft) -> int:  # hot
+        """One position of every row that has a sampled token to go on from; returns how many rows."""
+        rows, size = self.running.rows, self._limits.page_size
+        while len(slots := self._decoding()):
+            growing = rows.computed[slots] >= rows.num_pages[slots] * size
+            need = slots[growing]
+            if not self.running.secure(len(need)):
+                if self._preempt():
+                    continue
+                slots, need = slots[~growing], EMPTY  # they wait a step for pages that are coming free
+            if len(need):
+                pages, indices = self.running.pool.take(len(need)), rows.num_pages[need]
+                rows.pages[need, indices] = pages
+                rows.num_pages[need] = indices + 1
+                draft.pages(need, indices, pages)
+            draft.decode(slots, rows.computed[slots])
+            break
+        return len(slots)
+
+    def _decoding(self) -> IntArray:
+        rows, active = self.running.rows, self.running.active
+        return active[(rows.length[active] < rows.limit[active]) & (rows.computed[active] >= rows.prompt_end[active])]
+
+    def _plan_prompts(self, draft: Draft, begun: list[Lease], budget: int) -> None:
+        """Next chunks of prompts begun in earlier steps."""
+        rows = self.running.rows
+        left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in begun]
+        for lease, share in zip(begun, shares(left, budget)):
+            if share:
+                self._chunk(draft, lease, share)
+
+    def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
+        """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""
+        rows, slot = self.running.rows, lease.slot
+        self.running.advance(lease)
+        start, end = int(rows.computed[slot]), int(rows.prompt_end[slot])
+        stop = self.running.grow(lease, min(start + share, end))
+        if stop <= start:
+            return 0
+        samples = stop == end and end < int(rows.limit[slot])
+        scored = lease.request.scored_from
+        scores = scored is not None and scored <= stop and start < lease.request.num_prompt
+        logits = Logits.ALL if scores else Logits.LAST if samples else Logits.NONE
+        draft.chunk(lease, start, stop - start, logits, samples=samples)
+        rows.computed[slot] = stop
+        self.running.share(lease)
+        if stop == end:
+            self.running.prefilling.remove(lease)
+        return stop - start
+
+    def _admit(self, draft: Draft, budget: int) -> int:
+        """Lets waiting requests in while slots, pages and budget last; returns the tokens spent on their first chunks."""
+        running, spent = self.running, 0
+        if self._limits.static_batching and len(running):
+            return 0
+        taken = admission.reserved(running.rows, running.active, self._ratio.value)
+        for entry in self._order(self.waiting.values(), running.tree):
+            if spent >= budget or not running.rows.num_free:
+                break
+            verdict, need = admission.judge(running, entry, taken, self._ratio.value, self.running.prefilling)
+            if verdict is admission.Verdict.NO_PAGES:
+                break
+            if verdict is admission.Verdict.ADMIT:
+                spent += self._chunk(draft, self._start(entry), budget - spent)
+                taken += need
+        return spent
+
+    def _start(self, entry: OpenRequest) -> Lease:
+        """A waiting request begins to run, or goes on after a preemption."""
+        for other in self.waiting.values():
+            if other is entry:
+                break
+            other.passed_over += 1
+        del self.waiting[entry.sink, entry.request.key]
+        tokens = entry.tokens
+        lease = self.running.open(entry)
+        if not entry.admitted:
+            entry.admitted = self._clock()
+            entry.num_cached = lease.shared * self._limits.page_size
+            self._counts.prompt_tokens += len(tokens)
+            self._counts.cached_tokens += entry.num_cached
+        self.running.open_part(lease, tokens, self._limits.eos_token_ids)
+        return lease
+
+    def _launch(self, draft: Draft) -> Plan:  # hot
+        rows = self.running.rows
+        for slot, first, pages in self.running.take_page_changes():
+            draft.row_pages(slot, first, pages)
+        plan = draft.build(self.next_index, rows, self.running.take_opened())
+        ends = plan.starts + plan.lengths
+        slots, positions = (plan.slots, ends) if draft.all_sample else (plan.slots[plan.samples], ends[plan.samples])
+        rows.inflight[plan.slots] += 1
+        rows.computed[plan.slots] = ends
+        rows.tokens[slots, positions] = ON_DEVICE
+        rows.length[slots] += 1
+        self.launched.append(Launched(plan, slots, positions))
+        self.next_index += 1
+        self._counts.steps += 1
+        self._ratio.relax()
+        return plan
+
+    def _preempt(self) -> bool:
+        """Takes the lease of the least important running request, unless it is the only one; it keeps its tokens and waits.
+
+        False if nothing was freed: then a lease already ending will be, once its launched step is committed.
+        """
+        running = [lease for lease in self.running.by_slot.values() if not lease.ending]
+        if len(running) < 2 or self.running.ending:
+            return False
+        victim = min(reversed(running), key=lambda lease: lease.request.request.priority)  # newest of the lowest
+        victim.request.num_preempted += 1
+        self._counts.preempted += 1
+        self._ratio.tighten()
+        self.running.stop(victim, self.running.known_length(victim))
+        return self._reap()

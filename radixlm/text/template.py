@@ -1,0 +1,287 @@
+"""Chat messages to the one prompt string a model was trained on, by its Jinja template.
+
+Templates come from the operator (the model's files or --chat-template), never from a request. They run in Jinja's
+immutable sandbox with the names that Hugging Face templates expect; their output is counted while it is made.
+`ChatTemplate.render` is the only door.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import msgspec
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from radixlm.errors import InvalidRequest, ModelError
+
+Json = dict[str, Any]
+MAX_MESSAGES = 4_096
+CHARS_PER_TOKEN = 4  # a prompt of more characters than this per token of context is refused while it is rendered
+_RESERVED = ("messages", "tools", "add_generation_prompt")
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
+_MARKER = "[[the final message goes on here]] "  # its last space tells whether the template trims
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """`continue_final_message` leaves the last message open instead of beginning a new one; `extra` holds scalars that the
+    template knows (chat_template_kwargs, for example enable_thinking)."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    extra: Mapping[str, str | int | float | bool | None] = field(default_factory=dict[str, Any])
+
+
+class ChatTemplate:
+    """A model's templates, compiled once. `sources` maps names to Jinja text: "default", and "tool_use" where it differs.
+
+    `named_tokens` are the texts of bos_token, eos_token and so on. Raises ModelError if a template does not compile.
+    """
+
+    def __init__(self, sources: Mapping[str, str], named_tokens: Mapping[str, str], context_length: int) -> None:
+        environment = _environment()
+        self._sources = dict(sources)
+        self._templates = {name: _compile(environment, name, source) for name, source in sources.items()}
+        self._named_tokens = dict(named_tokens)
+        self._max_chars = CHARS_PER_TOKEN * context_length
+
+    def render(self, messages: Sequence[Json], tools: Sequence[Json] | None, options: ChatOptions) -> str:
+        """The prompt. It holds bos where the model wants it: tokenise it without adding special tokens.
+
+        Raises InvalidRequest for messages the template refuses, with its own words, and for a prompt that is too long.
+        """
+        name = self._pick(tools)
+        chat = _normalised(messages, keeps_developer="developer" in self._sources[name])
+        plain_tools = _plain(tools, "tools") if tools else None
+        if options.continue_final_message:
+            _mark_final(chat, options)
+        variables: Json = {
+            **self._named_tokens,
+            **_checked_extra(options.extra),
+            "messages": chat,
+            "tools": plain_tools,
+            "add_generation_prompt": options.add_generation_prompt and not options.continue_final_message,
+        }
+        text = self._run(self._templates[name], variables)
+        return _until_marker(text) if options.continue_final_message else text
+
+    def _pick(self, tools: Sequence[Json] | None) -> str:
+        wanted = "tool_use" if tools and "tool_use" in self._templates else "default"
+        if wanted not in self._templates:
+            raise InvalidRequest(
+                "this model has no chat template; start the server with --chat-template FILE, or send the whole prompt "
+                "to /v1/completions",
+                param="messages",
+            )
+        return wanted
+
+    def _run(self, template: jinja2.Template, variables: Json) -> str:
+        pieces: list[str] = []
+        size = 0
+        try:
+            for piece in template.generate(variables):
+                size += len(piece)
+                if size > self._max_chars:
+                    raise InvalidRequest(
+                        f"the chat renders to more than {self._max_chars} characters, {CHARS_PER_TOKEN} per token of "
+                        "the context; send fewer or shorter messages",
+                        param="messages",
+                    )
+                pieces.append(piece)
+        except (jinja2.TemplateError, *_RUNTIME_ERRORS) as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
+        return "".join(pieces)
+
+
+_RUNTIME_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+
+def load_template(
+    folder: Path, named_tokens: Mapping[str, str], context_length: int, override: str | Path | None = None
+) -> ChatTemplate:
+    """The template of a model folder: `override`, else chat_template.jinja, chat_template.json or tokenizer_config.json.
+
+    A model without one gives a template whose `render` says so. Raises ModelError for files that cannot be read.
+    """
+    return ChatTemplate(_sources(folder, override), named_tokens, context_length)
+
+
+def _sources(folder: Path, override: str | Path | None) -> dict[str, str]:
+    if override is not None:
+        return {"default": _read(Path(override))}
+    if (folder / "chat_template.jinja").is_file():
+        return {"default": _read(folder / "chat_template.jinja")}
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and (found := _named_sources(folder / name)):
+            return found
+    return {}
+
+
+def _named_sources(file: Path) -> dict[str, str]:
+    """`chat_template` of a JSON file: one template, or a list of {name, template}."""
+    try:
+        value = json.loads(_read(file)).get("chat_template")
+        if isinstance(value, list):
+            return {str(item["name"]): str(item["template"]) for item in value}
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(f"{file} holds no readable chat template ({error}); name one with --chat-template") from error
+    return {"default": value} if isinstance(value, str) else {}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read the chat template {file}: {error}; name another with --chat-template") from error
+
+
+class _Generation(jinja2.ext.Extension):
+    """{% generation %} marks what an assistant wrote, for training; here it is only a block."""
+
+    tags = {"generation"}  # noqa: RUF012  (declared so by Jinja)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _environment() -> jinja2.Environment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], autoescape=False
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models were trained on it: Jinja's own filter escapes for HTML and sorts the keys."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(
+            f"the chat template ({name}) does not compile: line {error.lineno}: {error.message}; "
+            "give another with --chat-template"
+        ) from error
+
+
+def _plain(value: Sequence[Json], name: str) -> list[Json]:
+    """A copy made of JSON values only: nothing in it has methods beyond those of str, list and dict."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value), type=list[Json])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not a list of JSON objects: {error}", param=name) from error
+
+
+def _normalised(messages: Sequence[Json], *, keeps_developer: bool) -> list[Json]:
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        raise InvalidRequest(f"{len(messages)} messages; a chat has 1 to {MAX_MESSAGES}", param="messages")
+    chat = _plain(messages, "messages")
+    return [_message(message, index, keeps_developer=keeps_developer) for index, message in enumerate(chat)]
+
+
+def _message(message: Json, index: int, *, keeps_developer: bool) -> Json:
+    message = {key: value for key, value in message.items() if value is not None}
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise InvalidRequest(f"messages[{index}] has no role", param=f"messages[{index}].role")
+    if role == "developer" and not keeps_developer:
+        message["role"] = "system"
+    if "content" in message:
+        message["content"] = _text(message["content"], index)
+    for call in message.get("tool_calls") or ():
+        _parse_arguments(call)
+    reasoning = next((message[key] for key in _REASONING if key in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _text(content: object, index: int) -> str:
+    """A message's content as text; text parts are joined by line breaks."""
+    if isinstance(content, str):
+        return content
+    param = f"messages[{index}].content"
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{param} is neither text nor a list of parts", param=param)
+    texts: list[str] = []
+    for part in content:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise InvalidRequest(f"{param} has a part of type {kind}; this model takes text only", param=param)
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _parse_arguments(call: object) -> None:
+    """Clients send a call's arguments as JSON text, templates want the object; text that is no object stays text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return
+    if isinstance(arguments, dict):
+        function["arguments"] = arguments
+
+
+def _checked_extra(extra: Mapping[str, str | int | float | bool | None]) -> Json:
+    for name, value in extra.items():
+        param = f"chat_template_kwargs.{name}"
+        if name in _RESERVED:
+            raise InvalidRequest(
+                f"{name} has a field of its own and cannot be set in chat_template_kwargs", param=param
+            )
+        if not isinstance(value, str | int | float | None):
+            raise InvalidRequest(
+                f"{param} is a {type(value).__name__}; only text, numbers, booleans and null", param=param
+            )
+    return dict(extra)
+
+
+def _mark_final(chat: list[Json], options: ChatOptions) -> None:
+    if options.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other; set the latter to false"
+        )
+    if not isinstance(chat[-1].get("content"), str):
+        raise InvalidRequest("continue_final_message needs a last message with text", param="messages")
+    chat[-1]["content"] += _MARKER
+
+
+def _until_marker(text: str) -> str:
+    at = text.rfind(_MARKER.rstrip())
+    if at < 0:
+        raise InvalidRequest(
+            "the chat template leaves out the last message, so it cannot be continued", param="messages"
+        )
+    return text[:at] if text.startswith(_MARKER, at) else text[:at].rstrip()
