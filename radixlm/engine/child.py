@@ -1,7 +1,8 @@
 """The life of a child process: its order arrives on stdin, its reports leave on stdout, and it dies with its parent.
 
-Stdin stays open as a lifeline: its end means that the parent is gone, however it went. On Linux the kernel is asked to
-kill the child as well, which also ends one that hangs in native code. What a child prints goes to stderr.
+Stdin stays open as a lifeline: its end means that the parent wants the child to end, or is gone. A child that has not
+ended some seconds later ends the hard way; on Linux the kernel also kills it with its parent, which ends even one that hangs
+in native code. Signals of a terminal or a service manager are the parent's business. What a child prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +25,7 @@ from radixlm.errors import Error, StartError
 from radixlm.messages import EngineInfo
 
 _PR_SET_PDEATHSIG = 1
+_PARTING_S = 5.0
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -74,10 +78,19 @@ class Parent:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self.order = _order.decode(sys.stdin.buffer.readline())
         _die_with_parent()
-        threading.Thread(target=_watch_lifeline, name="lifeline", daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._parting_s = 0.0
+        self._stop: Callable[[], None] = _end_now
+        threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
         logging.basicConfig(
             level=self.order.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
+
+    def on_end(self, stop: Callable[[], None], parting_s: float = _PARTING_S) -> None:
+        """Calls `stop` (in a thread of its own) when the lifeline ends, and ends the process `parting_s` later."""
+        self._parting_s = parting_s
+        self._stop = stop
 
     def report(self, report: Report) -> None:
         """Sends one report. A parent that is gone ends this process through the lifeline, not here."""
@@ -94,14 +107,19 @@ class Parent:
             logging.getLogger(__name__).error("cannot start", exc_info=error)
             self.report(Failed(StartError.code, f"{type(error).__name__}: {error}"))
 
+    def _watch_lifeline(self) -> None:
+        # Straight from the descriptor: a lock of sys.stdin held by this thread would hang the interpreter's exit.
+        while os.read(0, 1):
+            pass
+        self._stop()
+        time.sleep(self._parting_s)
+        _end_now()
+
 
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _watch_lifeline() -> None:
-    # Straight from the descriptor: a lock of sys.stdin held by this thread would hang the interpreter's exit.
-    while os.read(0, 1):
-        pass
+def _end_now() -> None:
     os._exit(1)

@@ -104,6 +104,9 @@ class RemoteEngine:
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
+        stream = self._streams.get(key)
+        if stream is not None and not self._up:
+            return self._streams.fail(stream, Aborted("the request was aborted while it waited for the engine"))
         self._flush()  # the engine must hear of the request before it hears of its end
         self._send(Abort((key,)))
 
@@ -123,6 +126,8 @@ class RemoteEngine:
             self._send(Abort((stream.request.key,)))
             self._streams.fail(stream, Aborted("the engine was closed while the request was open"))
         self._go_down(Aborted("the engine was closed"))
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._connection is not None:
             self._connection.close(linger_ms=100)
             self._connection = None
@@ -199,12 +204,14 @@ class RemoteEngine:
         self._flush()
 
     def _go_down(self, error: Error) -> None:
-        self._up = False
-        self._changed.clear()
-        self._unsent.clear()
         for future in self._replies.values():
             if not future.done():
                 future.set_exception(error)
+        if not self._up:
+            return  # an engine that never came up had none of our requests
+        self._up = False
+        self._changed.clear()
+        self._unsent.clear()
         for stream in self._streams:
             self._lose(stream)
         if self._streams:

@@ -7,7 +7,6 @@ frame or the bell comes, so an idle engine costs nothing. Each frontend is known
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -178,7 +177,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - border: a process main
         parent.report_failure(error)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: core.stop())
+    parent.on_end(core.stop)
     parent.report(Ready(info))
     try:
         core.run()

@@ -99,6 +99,10 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._open.values()))
 
+    def get(self, key: int) -> Stream | None:
+        """The open stream of this key."""
+        return self._open.get(key)
+
     def open(self, request: Request) -> Stream:
         """A stream for a request with a new key."""
         assert request.key not in self._open, f"key {request.key} is open already"

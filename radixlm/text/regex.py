@@ -41,6 +41,7 @@ class CharSet:
 
 
 _char_set = lru_cache(maxsize=4096)(CharSet)
+NOTHING = CharSet(r"[^\s\S]", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,8 @@ def _parse(pattern: str) -> Node:
 class Automaton:
     """All patterns of a request as one automaton; immutable, shared between requests.
 
-    State s accepts one character of `accepts[s]` and goes to `nexts[s][0]`; where `accepts[s]` is None it moves on to all
-    of `nexts[s]` without one, and `pattern[s]` tells whose end it is, if any.
+    State s waits for a character of `accepts[s]` and goes to `nexts[s][0]`; where that is NOTHING it moves on to all of
+    `nexts[s]` without one, and `pattern[s]` tells whose end it is, if any.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -211,17 +212,17 @@ class Automaton:
                 f"the stop_regex patterns unfold to {total} states; the limit is {MAX_STATES}: repeat less in {{m,n}}",
                 param="stop_regex",
             )
-        self.accepts: list[CharSet | None] = []
+        self.accepts: list[CharSet] = []
         self.nexts: list[tuple[int, ...]] = []
         self.pattern: dict[int, str] = {}
         entries: list[int] = []
         for pattern, node in zip(patterns, nodes):
-            end = self._add(None)
+            end = self._add(NOTHING)
             self.pattern[end] = pattern
             entries.append(self._build(node, end))
-        self.entry = self._add(None, *entries)
+        self.entry = self._add(NOTHING, *entries)
 
-    def _add(self, accepts: CharSet | None, *nexts: int) -> int:
+    def _add(self, accepts: CharSet, *nexts: int) -> int:
         self.accepts.append(accepts)
         self.nexts.append(nexts)
         return len(self.nexts) - 1
@@ -231,7 +232,7 @@ class Automaton:
         if isinstance(node, Atom):
             return self._add(node.accepts, after)
         if isinstance(node, Choice):
-            return self._add(None, *[self._build(item, after) for item in node.items])
+            return self._add(NOTHING, *[self._build(item, after) for item in node.items])
         if isinstance(node, Repeat):
             return self._build_repeat(node, after)
         for item in reversed(node.items):
@@ -241,11 +242,11 @@ class Automaton:
     def _build_repeat(self, node: Repeat, after: int) -> int:
         entry = after
         if node.high is None:
-            entry = self._add(None)  # the loop
+            entry = self._add(NOTHING)  # the loop
             self.nexts[entry] = (self._build(node.item, entry), after)
         else:
             for _ in range(node.high - node.low):
-                entry = self._add(None, self._build(node.item, entry), after)
+                entry = self._add(NOTHING, self._build(node.item, entry), after)
         for _ in range(node.low):
             entry = self._build(node.item, entry)
         return entry
@@ -276,13 +277,8 @@ class RegexSearch:
     def push(self, char: str) -> tuple[int, str] | None:
         """The next character; (start, pattern) if a match ends with it. Positions count from the first character."""
         accepts, nexts = self._automaton.accepts, self._automaton.nexts
-        moved: list[tuple[int, int]] = []
-        for state, start in self._threads.items():
-            if char in accepts[state]:  # pyright: ignore[reportOperatorIssue]  (waiting states accept something)
-                moved.append((nexts[state][0], start))
-        for state in self._initial:
-            if char in accepts[state]:  # pyright: ignore[reportOperatorIssue]
-                moved.append((nexts[state][0], self._position))
+        moved = [(nexts[state][0], start) for state, start in self._threads.items() if char in accepts[state]]
+        moved += [(nexts[state][0], self._position) for state in self._initial if char in accepts[state]]
         self._position += 1
         oldest = self._position - MAX_MATCH_CHARS
         self._threads, found = self._closure([step for step in moved if step[1] >= oldest])
@@ -301,7 +297,7 @@ class RegexSearch:
                 if state in seen:
                     continue
                 seen.add(state)
-                if automaton.accepts[state] is not None:
+                if automaton.accepts[state] is not NOTHING:
                     waiting[state] = start
                     continue
                 if found is None and state in automaton.pattern:

@@ -18,27 +18,26 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from radixlm.errors import InvalidRequest, ModelError
+from radixlm.text.chat import Json, normalised, plain
 
-Json = dict[str, Any]
-MAX_MESSAGES = 4_096
 CHARS_PER_TOKEN = 4  # a prompt of more characters than this per token of context is refused while it is rendered
 _RESERVED = ("messages", "tools", "add_generation_prompt")
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
 _MARKER = "[[the final message goes on here]] "  # its last space tells whether the template trims
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """`continue_final_message` leaves the last message open instead of beginning a new one; `extra` holds scalars that the
-    template knows (chat_template_kwargs, for example enable_thinking)."""
+    """`continue_final_message` leaves the last message open instead of beginning a new one.
+
+    `extra` holds scalars that the template knows (chat_template_kwargs, for example enable_thinking).
+    """
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    extra: Mapping[str, str | int | float | bool | None] = field(default_factory=dict[str, Any])
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class ChatTemplate:
@@ -60,8 +59,8 @@ class ChatTemplate:
         Raises InvalidRequest for messages the template refuses, with its own words, and for a prompt that is too long.
         """
         name = self._pick(tools)
-        chat = _normalised(messages, keeps_developer="developer" in self._sources[name])
-        plain_tools = _plain(tools, "tools") if tools else None
+        chat = normalised(messages, keeps_developer="developer" in self._sources[name])
+        plain_tools = plain(tools, "tools") if tools else None
         if options.continue_final_message:
             _mark_final(chat, options)
         variables: Json = {
@@ -194,67 +193,7 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
         ) from error
 
 
-def _plain(value: Sequence[Json], name: str) -> list[Json]:
-    """A copy made of JSON values only: nothing in it has methods beyond those of str, list and dict."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(value), type=list[Json])
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not a list of JSON objects: {error}", param=name) from error
-
-
-def _normalised(messages: Sequence[Json], *, keeps_developer: bool) -> list[Json]:
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        raise InvalidRequest(f"{len(messages)} messages; a chat has 1 to {MAX_MESSAGES}", param="messages")
-    chat = _plain(messages, "messages")
-    return [_message(message, index, keeps_developer=keeps_developer) for index, message in enumerate(chat)]
-
-
-def _message(message: Json, index: int, *, keeps_developer: bool) -> Json:
-    message = {key: value for key, value in message.items() if value is not None}
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise InvalidRequest(f"messages[{index}] has no role", param=f"messages[{index}].role")
-    if role == "developer" and not keeps_developer:
-        message["role"] = "system"
-    if "content" in message:
-        message["content"] = _text(message["content"], index)
-    for call in message.get("tool_calls") or ():
-        _parse_arguments(call)
-    reasoning = next((message[key] for key in _REASONING if key in message), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-def _text(content: object, index: int) -> str:
-    """A message's content as text; text parts are joined by line breaks."""
-    if isinstance(content, str):
-        return content
-    param = f"messages[{index}].content"
-    if not isinstance(content, list):
-        raise InvalidRequest(f"{param} is neither text nor a list of parts", param=param)
-    texts: list[str] = []
-    for part in content:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise InvalidRequest(f"{param} has a part of type {kind}; this model takes text only", param=param)
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _parse_arguments(call: object) -> None:
-    """Clients send a call's arguments as JSON text, templates want the object; text that is no object stays text."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return
-    try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return
-    if isinstance(arguments, dict):
-        function["arguments"] = arguments
-
-
-def _checked_extra(extra: Mapping[str, str | int | float | bool | None]) -> Json:
+def _checked_extra(extra: Mapping[str, Any]) -> Json:
     for name, value in extra.items():
         param = f"chat_template_kwargs.{name}"
         if name in _RESERVED:

@@ -6,16 +6,18 @@ Decoding never tidies spaces: the text is exactly what the tokens spell.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import tokenizers
 
 from radixlm.errors import InvalidRequest, ModelError
 from radixlm.text.vocabulary import Vocabulary, decoder_section
+
+Json = dict[str, Any]
 
 
 class Tokenizer:
@@ -121,24 +123,21 @@ class Tokenizer:
         return self._core.decode(known, skip_special_tokens=False)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Json:
     """A JSON object, or an empty one if there is no such file. Raises ModelError if it is broken."""
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} does not hold a JSON object; fetch it again")
-    return content
+        return msgspec.json.decode(file.read_bytes(), type=Json)
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{file} is not a JSON object ({error}); fetch it again") from error
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:
     merged = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     named: dict[str, str] = {}
     for name, value in merged.items():
-        text = value.get("content") if isinstance(value, dict) else value
+        text = cast(Json, value).get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(text, str):
             named[name] = text
     return named
@@ -147,8 +146,8 @@ def _named_tokens(folder: Path) -> dict[str, str]:
 def _end_ids(folder: Path) -> list[int]:
     """`eos_token_id` of generation_config.json, or of config.json where the former says nothing."""
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
+        value: Any = _read_json(folder / name).get("eos_token_id")
         if value is not None:
-            values = value if isinstance(value, list) else [value]
+            values: list[Any] = value if isinstance(value, list) else [value]
             return [index for index in values if isinstance(index, int)]
     return []

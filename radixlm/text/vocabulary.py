@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 SPACE = "\u2581"
@@ -99,5 +99,5 @@ def _without(pieces: list[T], ids: Collection[int], nothing: T) -> list[T]:
 
 def decoder_section(state: bytes) -> dict[str, Any] | None:
     """The decoder section from the library's own serialisation of it."""
-    section = json.loads(state)
-    return section if isinstance(section, dict) and "type" in section else None
+    section: Any = json.loads(state)
+    return cast(dict[str, Any], section) if isinstance(section, dict) and "type" in section else None

@@ -231,13 +231,13 @@ def test_uniform_numbers_of_neighbouring_seeds_and_positions_are_independent() -
 def test_tokens_follow_their_probabilities(sampling: SamplingParams) -> None:
     """Chi-square over 20,000 draws; 1e-6 of such tests would fail by chance, and the seeds are fixed."""
     draws, vocab = 20_000, 16
-    logits = np.random.default_rng(3).standard_normal(vocab).astype(np.float32) * 1.5
-    case = Case(sampling, logits)
+    logits = np.random.default_rng(3).permutation(np.linspace(-2, 2, vocab, dtype=np.float32))
+    case = Case(sampling, logits, num_prompt=1)
     expected = dict(probabilities(case, sampling.top_p))
     sampler = Sampler(draws, vocab, CPU)
     known = np.array(case.tokens, dtype=np.int32)
     for slot in range(draws):
-        sampler.open(Opened(slot, sampling, slot, known, 3, ()))
+        sampler.open(Opened(slot, sampling, slot, known, case.num_prompt, ()))
     rows = rows_of(list(range(draws)), [3] * draws)
     found = Counter(sampler.sample(torch.from_numpy(logits).repeat(draws, 1), rows, None).tokens.tolist())
     assert set(found) <= set(expected)

@@ -143,8 +143,8 @@ static void find_rows(const struct call *c, const struct item *item, long kv_hea
         rows[0][i] = (const char *)a->keys + place;
         rows[1][i] = (const char *)a->values + place;
         for (long b = 0; b < bytes; b += 64) {
-            __builtin_prefetch(rows[0][i] + b, 0, 3);
-            __builtin_prefetch(rows[1][i] + b, 0, 3);
+            __builtin_prefetch(rows[0][i] + b, 0, PF);
+            __builtin_prefetch(rows[1][i] + b, 0, PF);
         }
         if (++offset == a->page_size) {
             offset = 0;

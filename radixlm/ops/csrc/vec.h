@@ -19,7 +19,19 @@ typedef uint16_t vh __attribute__((vector_size(32)));
 
 INLINE vf splat(float x) { return (vf){} + x; }
 INLINE vf select_(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+#if defined(__AVX512F__)
+/* b where either is a NaN. */
+INLINE vf max_(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf min_(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vf zero_below(vf x, vf limit, vf y) { /* y, or 0 where x < limit */
+    return (vf)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)limit, _CMP_NLT_UQ), (__m512)y);
+}
+INLINE float sum_lanes(vf x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE float max_lanes(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
 INLINE vf max_(vf a, vf b) { return select_(a > b, a, b); }
+INLINE vf min_(vf a, vf b) { return select_(a < b, a, b); }
+INLINE vf zero_below(vf x, vf limit, vf y) { return select_(x < limit, (vf){}, y); }
 
 INLINE float sum_lanes(vf x) {
     float s[LANES];
@@ -36,6 +48,7 @@ INLINE float max_lanes(vf x) {
         for (int i = 0; i < w; i++) s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
     return s[0];
 }
+#endif
 
 INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 
@@ -97,11 +110,18 @@ INLINE vf load(const void *p, long count, int dtype) {
 }
 
 INLINE void store(void *p, vf x, long count, int dtype) {
-    vh h = dtype == BF16 ? narrow_bf16(x) : dtype == F16 ? narrow_f16(x) : (vh){};
+    if (dtype == F32) {
+        if (count == LANES)
+            memcpy(p, &x, 64);
+        else
+            memcpy(p, &x, count * 4);
+        return;
+    }
+    vh h = dtype == BF16 ? narrow_bf16(x) : narrow_f16(x);
     if (count == LANES)
-        memcpy(p, dtype == F32 ? (void *)&x : (void *)&h, LANES * size_of(dtype));
+        memcpy(p, &h, 32);
     else
-        memcpy(p, dtype == F32 ? (void *)&x : (void *)&h, count * size_of(dtype));
+        memcpy(p, &h, count * 2);
 }
 
 INLINE void *at(const void *p, long index, int dtype) { return (char *)p + index * size_of(dtype); }
@@ -113,10 +133,9 @@ INLINE vf rounded(vf x, int dtype) {
 
 /* e^x within 2 units in the last place; below -87 it is 0, above 88 it is e^88, and a NaN stays one. */
 INLINE vf exp_(vf x) {
-    vf y = select_(x < -87.0f, splat(-87.0f), x);
-    y = select_(y > 88.0f, splat(88.0f), y);
+    vf y = min_(splat(88.0f), max_(splat(-87.0f), x));
     vf n = y * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
-    vi exponent = (vi)n - 0x4b400000;
+    vi exponent = (vi)n << 23;            /* the high bits of 1.5 * 2^23 are shifted out */
     n -= 12582912.0f;
     vf r = y - n * 0.693359375f + n * 2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -125,8 +144,7 @@ INLINE vf exp_(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    vf result = (vf)((vi)p + (exponent << 23));
-    return select_(x >= -87.0f, result, select_(x < -87.0f, splat(0.0f), x));
+    return zero_below(x, splat(-87.0f), (vf)((vi)p + exponent) + (x - x));
 }
 
 #endif

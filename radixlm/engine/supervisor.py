@@ -1,0 +1,257 @@
+"""Runs a server as two child processes, an engine and a frontend, and answers for both.
+
+The supervisor computes nothing and holds no socket. It waits for readiness with a deadline, restarts an engine that dies,
+ends when the frontend dies, drains on the first SIGINT or SIGTERM and ends at once on the second. Whatever way it ends, its
+children end with it and their socket folder is removed; folders that a killed supervisor left are swept at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from radixlm.config import Config
+from radixlm.engine.child import Failed, Ready, Report, decode_report, encode_order
+from radixlm.errors import StartError
+from radixlm.messages import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+ENGINE = "radixlm.engine.server"
+FRONTEND = "radixlm.serve.main"
+
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 300.0
+_FIRST_DELAY_S = 0.1
+_ENGINE_GRACE_S = 3.0
+_FRONTEND_GRACE_S = 5.0
+_FOLDER_PREFIX = "radixlm-"
+
+Announce = Callable[[EngineInfo, str], None]
+
+
+class Child:
+    """A child process in a session of its own, from its order to its last report."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+
+    @classmethod
+    async def spawn(cls, name: str, module: str, order: bytes) -> Child:
+        """Starts `python -m module` and gives it its order."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdin is not None, "the child was given a pipe"
+        process.stdin.write(order)
+        return cls(name, process)
+
+    async def ready(self) -> Ready:
+        """Waits for the first report. Raises StartError when the child failed or ended without one."""
+        report = await self._report()
+        if isinstance(report, Ready):
+            return report
+        if isinstance(report, Failed):
+            raise StartError(report.message)
+        raise StartError(f"the {self.name} process ended while starting ({await self.ended()}); its log is above")
+
+    async def ended(self) -> str:
+        """Waits for the end of the process and says how it went."""
+        code = await self._process.wait()
+        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+    async def end(self, grace_s: float) -> None:
+        """Asks the child to end, waits so long, then kills it with its descendants. Returns when it is gone."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            logger.warning("the %s did not end within %g s and was killed", self.name, grace_s)
+        finally:
+            self.kill()
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """Kills the child and what it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _report(self) -> Report | None:
+        assert self._process.stdout is not None, "the child was given a pipe"
+        line = await self._process.stdout.readline()
+        return decode_report(line) if line else None
+
+
+class Restarts:
+    """Counts restarts in a sliding window and says how long to wait before the next one."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def delay_s(self, now_s: float) -> float | None:
+        """Seconds to wait before this restart, or None when there were too many."""
+        while self._times and self._times[0] < now_s - RESTART_WINDOW_S:
+            self._times.popleft()
+        if len(self._times) >= MAX_RESTARTS:
+            return None
+        self._times.append(now_s)
+        return _FIRST_DELAY_S * 4 ** (len(self._times) - 1)
+
+
+class Supervisor:
+    """One server: made, run once, gone. The programs are arguments so that tests can put others in their place."""
+
+    def __init__(self, config: Config, announce: Announce, *, engine: str = ENGINE, frontend: str = FRONTEND) -> None:
+        self._config = config
+        self._announce = announce
+        self._programs = (engine, frontend)
+        self._children: dict[str, Child] = {}
+        self._restarts = Restarts()
+        self._num_signals = 0
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until a signal comes. Raises StartError when the server cannot start or go on."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        with socket_folder() as folder:
+            self._order = encode_order(f"ipc://{folder}/engine", self._config)
+            try:
+                if await self._unless(self._stop, self._start()):
+                    await self._serve()
+                    await self._unless(self._hurry, self._drain())
+            finally:
+                for child in self._children.values():
+                    child.kill()
+                await asyncio.gather(*(child.ended() for child in self._children.values()))
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        (self._stop if self._num_signals == 1 else self._hurry).set()
+
+    async def _unless(self, event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+        """Does the work unless the event comes first. Returns whether the work was done."""
+        task, watch = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+            return False
+        task.result()
+        return True
+
+    async def _spawn(self, name: str, module: str) -> Child:
+        child = self._children[name] = await Child.spawn(name, module, self._order)
+        return child
+
+    async def _start(self) -> None:
+        engine, frontend = await asyncio.gather(
+            self._spawn("engine", self._programs[0]), self._spawn("frontend", self._programs[1])
+        )
+        limit_s = self._config.start_timeout
+        try:
+            up, door = await asyncio.wait_for(asyncio.gather(engine.ready(), frontend.ready()), limit_s)
+        except TimeoutError:
+            raise StartError(f"the server was not ready within {limit_s:g} s; give it more with --start-timeout") from None
+        assert up.info is not None, "an engine reports its info"
+        self._announce(up.info, door.url)
+
+    async def _serve(self) -> None:
+        """Keeps the engine alive until a signal comes. Raises StartError when that cannot go on."""
+        while not self._stop.is_set():
+            engine, frontend = self._children["engine"], self._children["frontend"]
+            ends = {asyncio.ensure_future(engine.ended()): engine, asyncio.ensure_future(frontend.ended()): frontend}
+            watch = asyncio.ensure_future(self._stop.wait())
+            done, pending = await asyncio.wait({watch, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+            if watch in done:
+                return
+            for task in done:
+                await self._replace(ends[task], str(task.result()))
+
+    async def _replace(self, child: Child, how: str) -> None:
+        if child.name == "frontend":
+            raise StartError(f"the frontend process ended unexpectedly ({how}); its log is above")
+        logger.error("the engine process ended unexpectedly (%s)", how)
+        child.kill()  # what it may have started
+        while not self._stop.is_set():
+            delay_s = self._restarts.delay_s(time.monotonic())
+            if delay_s is None:
+                minutes = RESTART_WINDOW_S / 60
+                raise StartError(f"the engine ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})")
+            if await self._unless(self._stop, self._restart(delay_s)):
+                return
+
+    async def _restart(self, delay_s: float) -> None:
+        logger.warning("restarting the engine in %.1f s", delay_s)
+        await asyncio.sleep(delay_s)
+        engine = await self._spawn("engine", self._programs[0])
+        try:
+            await asyncio.wait_for(engine.ready(), self._config.start_timeout)
+        except (StartError, TimeoutError) as error:
+            # Its end, or the end we give it here, is seen by `_serve`, which counts one more restart.
+            logger.error("the engine did not restart: %s", error)
+            engine.kill()
+            return
+        logger.warning("the engine is ready again")
+
+    async def _drain(self) -> None:
+        await self._children["frontend"].end(self._config.drain_timeout + _FRONTEND_GRACE_S)
+        await self._children["engine"].end(_ENGINE_GRACE_S)
+
+
+@contextlib.contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A new folder only this user can enter, locked while it is in use and removed at the end."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > 60:
+        root = Path("/tmp")  # a Unix socket's path holds about 100 characters
+    _sweep(root)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Removes folders whose supervisor was killed: ours, and locked by nobody."""
+    for folder in root.glob(f"{_FOLDER_PREFIX}*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.getuid() and time.time() - os.fstat(lock).st_mtime > 5.0:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
