@@ -11,11 +11,11 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 class _OneLine(logging.Formatter):
     """Escapes control characters in messages; tracebacks keep their lines, each indented."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+    def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
-    def formatException(self, ei: object) -> str:  # noqa: N802 - the name is logging's
+    def formatException(self, ei: object) -> str:
         return "\n".join("    " + line for line in super().formatException(ei).splitlines())  # type: ignore[arg-type]
 
 

@@ -57,9 +57,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the known name that `name` may have meant, or where all names are listed."""
+    """The end of an error sentence: the known name that `name` may have meant, if any is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else "; --help lists all options"
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def add_options(parser: argparse.ArgumentParser, *, groups: Sequence[str] | None = None) -> None:
@@ -70,8 +70,9 @@ def add_options(parser: argparse.ArgumentParser, *, groups: Sequence[str] | None
         group = str(spec.metadata["group"])
         if groups is not None and group not in groups:
             continue
-        section = sections.setdefault(group, parser.add_argument_group(group) if group not in sections else sections[group])
-        _add_flag(section, spec.name, str(spec.metadata["help"]))
+        if group not in sections:
+            sections[group] = parser.add_argument_group(group)
+        _add_flag(sections[group], spec.name, str(spec.metadata["help"]))
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, text: str) -> None:  # pyright: ignore[reportPrivateUsage]

@@ -47,7 +47,7 @@ class Workspace:
     counters: torch.Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_kernel(
     q, keys, values, out, table, table_stride, records, count, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,

@@ -22,6 +22,7 @@ FIELDS = tl.constexpr(16)
 """int32 values per item, nine of them used: see `_schedule_kernel`."""
 
 _ITEMS = 16  # items that one program of the kernel writes
+_MIN_CHUNKS = 64  # fewer are padded to this: one compiled kernel serves them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,10 @@ class Items:
     count: torch.Tensor
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["chunks", "capacity", "target", "min_blocks"],
+    do_not_specialize_on_alignment=["slots", "starts", "lengths", "offsets"],
+)
 def _schedule_kernel(
     slots, starts, lengths, offsets, records, count, chunks, capacity, target, min_blocks,
     ABOVE: tl.constexpr, UPTO: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
@@ -122,7 +126,7 @@ def schedule(batch: Batch, cut: Cut, window: int) -> Items:
     count = torch.empty(1, dtype=torch.int32, device=device)
     _schedule_kernel[(triton.cdiv(capacity, _ITEMS),)](
         batch.slots, batch.starts, batch.lengths, batch.offsets, records, count, chunks, capacity, cut.target, cut.min_blocks,
-        cut.above, cut.upto, cut.tile, cut.block, window, next_power(chunks), _ITEMS,
+        cut.above, cut.upto, cut.tile, cut.block, window, max(_MIN_CHUNKS, next_power(chunks)), _ITEMS,
         num_warps=4, **launch_options(device),
     )  # fmt: skip
     return Items(records, count)

@@ -23,9 +23,10 @@ class Answer:
         """Server-sent events as (time of their last byte, data), in order, without the closing [DONE]."""
         found: list[tuple[float, bytes]] = []
         end, mark = 0, 0
-        for block in bytes(self.body).replace(b"\r\n", b"\n").split(b"\n\n"):
-            end += len(block) + 2
-            data = block.lstrip(b"\n").removeprefix(b"data:").strip()
+        border = b"\r\n\r\n" if b"\r\n\r\n" in self.body else b"\n\n"
+        for block in bytes(self.body).split(border):
+            end += len(block) + len(border)
+            data = block.removeprefix(b"data:").strip()
             if not data or data == b"[DONE]" or data.startswith(b":"):
                 continue
             while mark < len(self.marks) - 1 and self.marks[mark][1] < end:
@@ -43,6 +44,7 @@ class Connection(asyncio.Protocol):
         self._answer = Answer()
         self._pending = bytearray()  # received and not yet understood
         self._left = -1  # bytes of the body or of the chunk that are still to come; -1: its head is still to come
+        self._size = 0  # of the chunk under way
         self._in_head = True
         self._chunked = False
 
@@ -72,7 +74,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(ConnectionError(f"the server closed the connection before the answer was complete: {exc}"))
+            self._waiter.set_exception(
+                ConnectionError(f"the server closed the connection before the answer was complete: {exc}")
+            )
 
     def data_received(self, data: bytes) -> None:  # hot
         now = time.perf_counter()
@@ -107,28 +111,25 @@ class Connection(asyncio.Protocol):
         return self._left <= 0
 
     def _read_chunks(self) -> bool:  # hot
-        """Moves whole and partial chunks to the body; True after the last one."""
+        """Moves what has come of the chunks to the body; True after the last one, which is empty."""
         pending, at = self._pending, 0
         while True:
             if self._left < 0:
                 line = pending.find(b"\r\n", at)
                 if line < 0:
                     break
-                size = int(pending[at:line].split(b";")[0], 16)
-                at = line + 2
-                self._left = size + 2  # the chunk and its line end
-                if size == 0:
-                    self._pending.clear()
-                    return True
+                self._size = int(pending[at:line].split(b";")[0], 16)
+                self._left, at = self._size + len(b"\r\n"), line + 2
             take = min(self._left - 2, len(pending) - at)
             if take > 0:
                 self._answer.body += memoryview(pending)[at : at + take]
                 self._left, at = self._left - take, at + take
             if len(pending) - at < self._left:
-                skipped = len(pending) - at if self._left <= 2 else 0
-                self._left, at = self._left - skipped, at + skipped
                 break
-            self._left, at = -1, at + 2
+            at, self._left = at + 2, -1
+            if self._size == 0:
+                pending.clear()
+                return True
         del pending[:at]
         return False
 

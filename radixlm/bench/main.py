@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from radixlm.bench import report, results
 from radixlm.bench.results import Measure
+from radixlm.config import Config
 from radixlm.options import Parser
 
 RESULTS = Path("bench/results")
@@ -94,6 +96,106 @@ def _offline(options: argparse.Namespace) -> Measured:
     return offline.measure(plan, _progress)
 
 
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+
+def _add_serve(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--url", default="http://127.0.0.1:30000", help="the server (default: http://127.0.0.1:30000)")
+    kind.add_argument("--surface", choices=("generate", "completions"), default="generate", help="how to ask")
+    kind.add_argument("--model", default="", help="model name to ask for (default: the server's first)")
+    kind.add_argument("--key", default="", help="API key")
+    kind.add_argument("--subject", default="radixlm", help="column of the table (default: radixlm)")
+    kind.add_argument("--workloads", default="single", help="comma-separated workload names (default: single)")
+    kind.add_argument("--scale", type=float, default=1.0, help="multiplies users, sessions and lengths (default: 1)")
+    for name, text in WORKLOAD_OPTIONS.items():
+        kind.add_argument(f"--{name}", type=int, help=f"{text}, instead of the workload's own")
+    kind.add_argument("--input", type=_range, metavar="N or LOW:HIGH", help="new input tokens per turn")
+    kind.add_argument("--output", type=_range, metavar="N or LOW:HIGH", help="output tokens per turn")
+    kind.add_argument("--rate", type=float, help="sessions per second by a Poisson process, instead of a closed loop")
+    kind.add_argument(
+        "--goal", type=_goal, metavar="TTFT:TPOT", help="limits in ms that make a request count as goodput"
+    )
+    kind.add_argument("--repeats", type=int, default=1, help="runs of each workload, with different seeds (default: 1)")
+    kind.add_argument("--warm-up", type=int, default=2, help="sessions run before each workload (default: 2)")
+    kind.add_argument("--processes", type=int, default=1, help="client processes (default: 1)")
+    kind.add_argument("--vocab-size", type=int, default=32_000, help="token ids are drawn below this (default: 32000)")
+    kind.add_argument("--timeout", type=float, default=600.0, help="seconds until a request counts as failed")
+    kind.add_argument("--no-flush", action="store_true", help="keep the server's prefix cache between runs")
+    kind.set_defaults(run=_measured(_serve))
+
+
+WORKLOAD_OPTIONS = {
+    "users": "users of the closed loop",
+    "sessions": "conversations",
+    "turns": "turns per conversation",
+    "shared": "tokens of the shared beginning",
+    "groups": "different shared beginnings",
+}
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    return int(low), int(high or low)
+
+
+def _goal(text: str) -> tuple[float, float]:
+    ttft_ms, _, tpot_ms = text.partition(":")
+    return float(ttft_ms), float(tpot_ms)
+
+
+def _serve(options: argparse.Namespace) -> Measured:
+    from radixlm.bench import serve, sessions, summary
+
+    target = serve.Target(
+        url=options.url,
+        surface=options.surface,
+        model=options.model,
+        key=options.key,
+        subject=options.subject,
+        vocab_size=options.vocab_size,
+        processes=options.processes,
+        timeout_s=options.timeout,
+        flush=not options.no_flush,
+    )
+    asked = {name: getattr(options, name) for name in (*WORKLOAD_OPTIONS, "input", "output", "rate")}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    workloads = {
+        name: dataclasses.replace(workload.scaled(options.scale), **changes)
+        for name, workload in serve.only(sessions.WORKLOADS, options.workloads.split(",")).items()
+    }
+    goal = summary.Goal(*options.goal) if options.goal else None
+    return serve.measure(target, workloads, options.repeats, options.warm_up, goal, _progress), {}
+
+
+# -- step -------------------------------------------------------------------------------------------------------------
+
+
+def _add_step(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--model", default="smollm2-135m", help="model name or folder (default: smollm2-135m)")
+    kind.add_argument("--load-format", default="auto", help="dummy makes random weights (default: auto)")
+    kind.add_argument("--dtype", default="auto", help="type of weights and activations (default: auto)")
+    kind.add_argument("--threads", type=int, default=None, help="CPU threads that compute")
+    kind.add_argument("--batches", default="1,8,32", help="decode rows (default: 1,8,32)")
+    kind.add_argument("--context", type=int, default=256, help="tokens before the step in every row (default: 256)")
+    kind.add_argument("--chunk", type=int, default=0, help="tokens of a prompt chunk in the same step (default: 0)")
+    kind.add_argument("--steps", type=int, default=20, help="timed steps (default: 20)")
+    kind.add_argument("--profile", action="store_true", help="print where the time of one more step goes")
+    kind.set_defaults(run=_measured(_step))
+
+
+def _step(options: argparse.Namespace) -> Measured:
+    from radixlm.bench import step
+
+    shape = step.Shape(
+        batches=tuple(int(batch) for batch in options.batches.split(",")),
+        context=options.context,
+        chunk=options.chunk,
+        steps=options.steps,
+    )
+    config = Config(model=options.model, load_format=options.load_format, dtype=options.dtype, threads=options.threads)
+    return step.measure(config, shape, _progress if options.profile else None)
+
+
 # -- sched ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +232,8 @@ def _report(options: argparse.Namespace) -> int:
 KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "offline": (_add_offline, "Decode, prefill and a second chat turn on our engine, without HTTP."),
     "peers": (_add_peers, "The same beside transformers, OpenVINO GenAI and llama.cpp, interleaved, same weights."),
+    "serve": (_add_serve, "A load against any server over HTTP: latencies, throughput, goodput."),
+    "step": (_add_step, "One forward pass of the model at given batch and context."),
     "sched": (_add_sched, "What the scheduler costs per step, without a model."),
     "report": (_add_report, "Shows a stored run, or compares two."),
 }

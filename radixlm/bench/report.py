@@ -59,8 +59,14 @@ def gain(ours: float, other: float, *, higher_is_better: bool) -> float:
 
 
 def comparison(run: Run, stored: Run) -> Table:
-    """Each number of `run` that `stored` has too, and how many times better it is now."""
-    before = {measure.key: measure for measure in stored.measures}
+    """Each number of `run` that `stored` has too, and how many times better it is now.
+
+    Two runs of one subject each are compared whatever their subjects are called: that is how servers meet.
+    """
+    only = {measure.subject for measure in stored.measures}
+    now = {measure.subject for measure in run.measures}
+    renamed = dict(zip(only, now)) if len(only) == len(now) == 1 else {}
+    before = {(old.case, old.metric, renamed.get(old.subject, old.subject)): old for old in stored.measures}
     view = Table(title=f"{run.name} against {stored.name} of {stored.started} ({stored.commit or 'unknown commit'})")
     for heading in ("case", "metric", "subject", "before", "now", "better by"):
         view.add_column(heading, justify="right" if heading in {"before", "now", "better by"} else "left")

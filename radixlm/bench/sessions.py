@@ -104,9 +104,9 @@ def _conversations(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
     """Random token ids after a shared beginning: one turn or many."""
     beginnings = [draw.tokens(load.shared) for _ in range(load.groups)]
     for index in range(load.sessions):
-        turns = [Turn(draw.tokens(draw.length(load.input)), draw.length(load.output)) for _ in range(load.turns)]
-        turns[0] = Turn(beginnings[index % load.groups] + list(turns[0].new), turns[0].max_tokens)
-        yield turns
+        new = [draw.tokens(draw.length(load.input)) for _ in range(load.turns)]
+        new[0] = beginnings[index % load.groups] + new[0]
+        yield [Turn(tokens, draw.length(load.output)) for tokens in new]
 
 
 def _trees(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
@@ -152,7 +152,9 @@ WORKLOADS = {
     "prefix": Workload(users=512, sessions=512, shared=2048, groups=16, input=(64, 64), output=(32, 32)),
     "ctx8k": Workload(users=32, sessions=32, input=(8000, 8000), output=(128, 128)),
     "few-shot": Workload(users=64, sessions=512, shared=750, groups=8, input=(100, 200), output=(1, 8)),
-    "tree": Workload(kind="tree", users=64, sessions=480, turns=4, shared=512, groups=4, input=(64, 64), output=(64, 64)),
+    "tree": Workload(
+        kind="tree", users=64, sessions=480, turns=4, shared=512, groups=4, input=(64, 64), output=(64, 64)
+    ),
     "json": Workload(kind="json", users=32, sessions=128, output=(96, 96)),
     "poisson": Workload(sessions=400, turns=1, input=(256, 768), output=(64, 192), rate=8.0),
 }

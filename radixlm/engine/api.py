@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from radixlm.messages import Command, EngineInfo, Outputs
@@ -19,7 +19,7 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def generate(self, request: Request) -> AsyncIterator[Outputs]:
+    def generate(self, request: Request) -> AsyncGenerator[Outputs, None]:
         """Frames of this request alone; the last one has exactly one entry in `ended`. Closing the iterator aborts.
 
         Raises QueueFull, NotReady or EngineDied when the request cannot be taken or its engine is lost.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -87,7 +87,7 @@ class RemoteEngine:
             raise NotReady("the engine is starting", retry_after_s=_RETRY_AFTER_S)
         return self._info
 
-    async def generate(self, request: Request) -> AsyncIterator[Outputs]:
+    async def generate(self, request: Request) -> AsyncGenerator[Outputs, None]:
         """As `Engine.generate`."""
         self._require_up()
         stream = self._streams.open(request)
@@ -158,7 +158,9 @@ class RemoteEngine:
     def _without_replayed(self, outputs: Outputs) -> Outputs:
         """Hides the last words of a dying engine about requests that the next engine will get."""
         ended = tuple(
-            end for end in outputs.ended if end.code != EngineDied.code or not self._may_replay(self._streams.get(end.key))
+            end
+            for end in outputs.ended
+            if end.code != EngineDied.code or not self._may_replay(self._streams.get(end.key))
         )
         return msgspec.structs.replace(outputs, ended=ended)
 
@@ -228,7 +230,9 @@ class RemoteEngine:
 
     def _give_up(self) -> None:
         for stream in self._streams:
-            self._streams.fail(stream, EngineDied(f"no engine came back within {self._restart_timeout_s:g} s; try again"))
+            self._streams.fail(
+                stream, EngineDied(f"no engine came back within {self._restart_timeout_s:g} s; try again")
+            )
 
 
 class _Connection:

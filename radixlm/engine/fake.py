@@ -36,7 +36,7 @@ FAKE_INFO = EngineInfo(
 )
 
 
-def echo(prompt: IntArray, sampling: SamplingParams) -> Iterator[int]:  # noqa: ARG001
+def echo(prompt: IntArray, sampling: SamplingParams) -> Iterator[int]:
     """The prompt again, then the end."""
     return iter(prompt.tolist())
 

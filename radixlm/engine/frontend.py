@@ -21,13 +21,15 @@ from radixlm.engine.validate import Chat, GenerateRequest, Limits, check, check_
 from radixlm.errors import EngineDied, Error, InvalidRequest, NotReady, PromptTooLong, QueueFull, RequestTimeout
 from radixlm.messages import Outputs
 from radixlm.metrics import Metrics
-from radixlm.text.chat import ChatTemplate
+from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes, to_bytes
 
 _INLINE_CHARS = 4096  # longer texts are tokenised in a thread: this many take about a millisecond
 _SEED_MASK = 2**63 - 1
-_BY_CODE: dict[str, type[Error]] = {kind.code: kind for kind in (QueueFull, NotReady, EngineDied, PromptTooLong, RequestTimeout)}
+_BY_CODE: dict[str, type[Error]] = {
+    kind.code: kind for kind in (QueueFull, NotReady, EngineDied, PromptTooLong, RequestTimeout)
+}
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -55,7 +57,7 @@ class Frontend:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        template: ChatTemplate | None,
+        template: ChatTemplate,
         *,
         timeout_s: float = 600.0,
         metrics: Metrics | None = None,
@@ -151,22 +153,12 @@ class Frontend:
         if isinstance(prompt, str):
             text, special = prompt, True
         else:
-            text, special = self._render(prompt), False  # the template wrote the special tokens
+            # The template wrote the special tokens.
+            text, special = self.template.render(prompt.messages, prompt.tools, prompt.options), False
         least = len(text) // self._most_chars_per_token
         if least > min(limits.context, limits.pool_tokens):
             raise too_long(request, len(text), least, limits)
         return to_bytes(self.tokenizer.encode(text, add_special=special))
-
-    def _render(self, chat: Chat) -> str:
-        if self.template is None:
-            raise InvalidRequest("this model has no chat template; send a text prompt", param="messages")
-        return self.template.render(
-            chat.messages,
-            tools=chat.tools,
-            add_generation_prompt=chat.add_generation_prompt,
-            continue_final_message=chat.continue_final_message,
-            options=chat.options,
-        )
 
     # -- tokens to text -----------------------------------------------------------------------------------------------
 
@@ -196,9 +188,7 @@ class Frontend:
         scored = sampling.max_tokens or sampling.prompt_logprobs is not None
         part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
-        return Request(
-            key=key, script=(part,), namespace=asked.namespace, priority=asked.priority, timeout_s=timeout_s
-        )
+        return Request(key=key, script=(part,), namespace=asked.namespace, priority=asked.priority, timeout_s=timeout_s)
 
     def _forget(self, label: str, key: int) -> None:
         keys = self._labels.get(label)
@@ -292,5 +282,3 @@ def _num_choices(request: GenerateRequest) -> int:
     """As far as it is a number at all; `check` says what is wrong with it otherwise."""
     n = request.sampling.n
     return n if isinstance(n, int) and 1 <= n <= 16 else 1
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from radixlm.engine.core import Core
@@ -26,6 +26,7 @@ class LocalEngine:
         self._unsent: list[Request] = []  # submitted in this turn of the event loop, oldest first
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -33,7 +34,7 @@ class LocalEngine:
     def info(self) -> EngineInfo:
         return self._core.info
 
-    async def generate(self, request: Request) -> AsyncIterator[Outputs]:
+    async def generate(self, request: Request) -> AsyncGenerator[Outputs, None]:
         """As `Engine.generate`."""
         self._require_alive()
         stream = self._streams.open(request)
@@ -69,7 +70,8 @@ class LocalEngine:
     async def close(self) -> None:
         """Ends open requests and the thread."""
         self._core.stop()
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()  # no executor: this also runs at interpreter exit, when there is none
+        self._thread.join()
         for stream in self._streams:
             self._streams.fail(stream, Aborted("the engine was closed while the request was open"))
 
@@ -101,6 +103,8 @@ class LocalEngine:
             logger.exception("the engine failed in a step")
             self._error = error
             self._call(self._lose_all)
+        finally:
+            self._call(self._ended.set)
 
     def _lose_all(self) -> None:
         for stream in self._streams:

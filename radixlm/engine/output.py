@@ -77,7 +77,9 @@ class Output:
         self._sampling = sampling
         self._detokenizer = make_detokenizer(tokenizer, skip_special=sampling.skip_special_tokens, at_start=False)
         watched = bool(sampling.stop or sampling.stop_regex)
-        self._stop = StopText(sampling.stop, sampling.stop_regex, include_stop=sampling.include_stop) if watched else None
+        self._stop = (
+            StopText(sampling.stop, sampling.stop_regex, include_stop=sampling.include_stop) if watched else None
+        )
         self._stop_tokens = frozenset(sampling.stop_token_ids + (() if sampling.ignore_eos else eos))
         self._num_tokens = 0
         self._finish: Finish | None = None
@@ -114,9 +116,9 @@ class Output:
         text = self._detokenizer.push((token,))
         if self._stop is None or self._num_tokens < self._sampling.min_tokens:
             return text
-        text, matched = self._stop.push(text)
-        if matched is not None:
-            self._finish = Finish("stop", matched=matched)
+        text = self._stop.push(text)
+        if self._stop.matched is not None:
+            self._finish = Finish("stop", matched=self._stop.matched)
         return text
 
     def _end_text(self, token: int) -> str:
@@ -127,7 +129,7 @@ class Output:
 
     def _flush(self, text: str = "") -> str:
         text += self._detokenizer.finish()
-        return text if self._stop is None else self._stop.push(text)[0] + self._stop.finish()
+        return text if self._stop is None else self._stop.push(text) + self._stop.finish()
 
     def _take_logprobs(self, detail: Logprobs, delta: Delta) -> None:
         of_prompt = max(0, self._num_prompt - detail.start)

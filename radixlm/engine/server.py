@@ -18,10 +18,20 @@ import msgspec
 import zmq
 
 from radixlm.engine.child import Parent, Ready
-from radixlm.engine.core import Core
+from radixlm.engine.create import create_core
 from radixlm.errors import Aborted, EngineDied, Error
-from radixlm.messages import Abort, Command, Control, Ended, FromEngine, Outputs, Reply, Submit, decode_to_engine, encode
-from radixlm.runner.create import create_runner
+from radixlm.messages import (
+    Abort,
+    Command,
+    Control,
+    Ended,
+    FromEngine,
+    Outputs,
+    Reply,
+    Submit,
+    decode_to_engine,
+    encode,
+)
 from radixlm.types import Finish, Request
 
 logger = logging.getLogger(__name__)
@@ -171,14 +181,13 @@ def main() -> int:
     parent = Parent()
     order = parent.order
     try:
-        runner, info = create_runner(order.config)
-        core = Core(runner, info, order.config)
+        core = create_core(order.config)
         server = Server(core, order.address)
     except Exception as error:  # noqa: BLE001 - border: a process main
         parent.report_failure(error)
         return 1
     parent.on_end(core.stop)
-    parent.report(Ready(info))
+    parent.report(Ready(core.info))
     try:
         core.run()
     except Exception:
@@ -186,7 +195,6 @@ def main() -> int:
         server.close(EngineDied("the engine failed while the request was open and is being restarted"))
         return 1
     server.close(Aborted("the server is shutting down"))
-    runner.close()
     return 0
 
 

@@ -174,7 +174,9 @@ class Supervisor:
         try:
             up, door = await asyncio.wait_for(asyncio.gather(engine.ready(), frontend.ready()), limit_s)
         except TimeoutError:
-            raise StartError(f"the server was not ready within {limit_s:g} s; give it more with --start-timeout") from None
+            raise StartError(
+                f"the server was not ready within {limit_s:g} s; give it more with --start-timeout"
+            ) from None
         assert up.info is not None, "an engine reports its info"
         self._announce(up.info, door.url)
 
@@ -201,7 +203,9 @@ class Supervisor:
             delay_s = self._restarts.delay_s(time.monotonic())
             if delay_s is None:
                 minutes = RESTART_WINDOW_S / 60
-                raise StartError(f"the engine ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})")
+                raise StartError(
+                    f"the engine ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})"
+                )
             if await self._unless(self._stop, self._restart(delay_s)):
                 return
 

@@ -16,6 +16,7 @@ import msgspec
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.stops import check_stop_regex
+from radixlm.text.template import ChatOptions
 from radixlm.types import SamplingParams
 
 MAX_BATCH = 256
@@ -32,9 +33,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    options: dict[str, Any] = {}
+    options: ChatOptions = ChatOptions()
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +133,9 @@ def resolve(request: GenerateRequest, num_prompt: int, limits: Limits) -> Sampli
     if asked > room:
         raise _over(request, num_prompt, asked, limits)
     if sampling.min_tokens > asked:
-        raise _wrong(request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}")
+        raise _wrong(
+            request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}"
+        )
     sampling = msgspec.structs.replace(sampling, max_tokens=asked)
     return _resolve_scores(request, sampling, num_prompt)
 
@@ -174,9 +175,7 @@ def _check_numbers(request: GenerateRequest) -> None:
     _check_number(request, "priority", request.priority, _Bounds(-(2**31), 2**31 - 1, "0 is ordinary"), (int,))
 
 
-def _check_number(
-    request: GenerateRequest, field: str, value: Any, bounds: _Bounds, kinds: tuple[type, ...]
-) -> None:
+def _check_number(request: GenerateRequest, field: str, value: Any, bounds: _Bounds, kinds: tuple[type, ...]) -> None:
     kind = "an integer" if kinds == (int,) else "a number"
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise _wrong(request, field, show(value), f"it must be {kind} {bounds} ({bounds.hint})")
@@ -227,7 +226,9 @@ def _check_identity(request: GenerateRequest) -> None:
 
 def _check_timeout(request: GenerateRequest, limits: Limits) -> None:
     if request.timeout_s is not None:
-        bounds = _Bounds(0, limits.timeout_s, "seconds; the operator sets the limit with --request-timeout", above_low=True)
+        bounds = _Bounds(
+            0, limits.timeout_s, "seconds; the operator sets the limit with --request-timeout", above_low=True
+        )
         _check_number(request, "timeout_s", request.timeout_s, bounds, (int, float))
 
 
@@ -241,7 +242,9 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
         raise _wrong(request, "prompt", "empty", "it must have at least one token")
     if isinstance(prompt, str):
         if not _is_unicode(prompt):
-            raise _wrong(request, "prompt", show(prompt), "it must be text that UTF-8 can carry (it has a lone surrogate)")
+            raise _wrong(
+                request, "prompt", show(prompt), "it must be text that UTF-8 can carry (it has a lone surrogate)"
+            )
         return
     if len(prompt) > min(limits.context, limits.pool_tokens):
         raise _too_long(request, f"{len(prompt)} tokens", limits)
@@ -298,5 +301,5 @@ def show(value: object) -> str:
     """A value as it appears in an error message: one line, printable, short."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
-    text = ascii(value[:_SHOWN_CHARS + 1] if isinstance(value, str | bytes) else value)
+    text = ascii(value[: _SHOWN_CHARS + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

@@ -134,6 +134,7 @@ def _rope_parameters(config: Json) -> Json:
     longest = config.get("max_position_embeddings")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found.setdefault("rope_type", found.get("type", "default"))
+    found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
     found.setdefault("max_position_embeddings", longest)
     found.setdefault("original_max_position_embeddings", longest)
     if "original_max_position_embeddings" in config:
@@ -142,9 +143,9 @@ def _rope_parameters(config: Json) -> Json:
 
 
 def _windows(config: Json, family: Family, layers: int) -> tuple[int, ...]:
-    size = config.get("sliding_window", family.default_window) or 0
-    if family.window == "none" or not size:
+    if family.window == "none" or config.get("sliding_window", family.default_window) is None:
         return (0,) * layers
+    size = _size(config, "sliding_window", family.default_window)
     if family.window == "every layer":
         return (size,) * layers
     if not config.get("use_sliding_window", False):
@@ -161,6 +162,8 @@ def _eos(config: Json, generation: Json) -> tuple[int, ...]:
     ids: list[int] = []
     for value in (generation.get("eos_token_id"), config.get("eos_token_id")):
         ids += value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) and token >= 0 for token in ids):
+        raise ModelError(f"eos_token_id is {ids}; it must be a token id or a list of them")
     return tuple(dict.fromkeys(ids))
 
 

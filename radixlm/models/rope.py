@@ -26,7 +26,7 @@ def frequencies(parameters: RopeParameters, head_dim: int) -> Scaled:
     kind = str(parameters["rope_type"])
     if kind not in SCALINGS:
         raise ModelError(f"rope scaling {kind} is not supported; supported are {', '.join(SCALINGS)}")
-    if float(parameters.get("partial_rotary_factor") or 1.0) != 1.0:
+    if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ModelError("partial rotary embedding is not supported; partial_rotary_factor must be 1")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     try:

@@ -63,7 +63,7 @@ def _load_head(row, half, inside, weight, eps, HALF: tl.constexpr, NORM: tl.cons
     return first.to(tl.float32), second.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["cells", "positions"])
 def _rope_kernel(
     qkv, q_out, keys, values, cells, positions, cos_sin, q_norm, k_norm, eps,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr,

@@ -75,7 +75,7 @@ def _vector_kernel(
     tl.store(y + out, result.to(y.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _matrix_kernel(
     x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size, splits,
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,

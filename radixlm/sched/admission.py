@@ -77,12 +77,12 @@ class Ratio:
         self.value = min(1.0, self.value + self.RAISE)
 
 
-def refusal(entry: OpenRequest, room: Room, num_waiting: int, *, is_open: bool) -> tuple[str, Finish] | None:
+def refusal(entry: OpenRequest, room: Room, num_queued: int, *, is_open: bool) -> tuple[str, Finish] | None:
     """Why a request cannot even wait: (code, finish), or None."""
     if is_open:
         return "duplicate_key", Finish("error", message=f"request key {entry.request.key} is in use")
-    if num_waiting >= room.max_queued:
-        message = f"{num_waiting} requests are waiting, the limit is {room.max_queued}; try again later"
+    if num_queued >= room.max_queued:
+        message = f"{num_queued} requests are waiting, the limit is {room.max_queued}; try again later"
         return "queue_full", Finish("error", message=message)
     script = entry.request.script
     needed = sum(len(p.literal) // 4 + (p.sampling.max_tokens or 0 if p.sampling else 0) for p in script)

@@ -73,7 +73,8 @@ class Scheduler:
             request, sink, self._clock(), seed if seed is not None else int(self._seeds.integers(0, 2**63))
         )
         self.counts.accepted += 1
-        refusal = admission.refusal(entry, self.limits, len(self.waiting), is_open=(sink, request.key) in self._open)
+        queued = len(self.waiting) - self.running.rows.num_free  # those that find a slot do not wait
+        refusal = admission.refusal(entry, self.limits, queued, is_open=(sink, request.key) in self._open)
         if refusal is not None:
             entry.error_code, entry.finish = refusal
             self._announce(entry)

@@ -62,7 +62,9 @@ def decode(raw: bytes | msgspec.Raw, kind: type[T], prefix: str = "") -> T:
 def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
     """Names of fields that carry a value and that the struct does not have, in order. The body decodes."""
     known = frozenset(kind.__struct_fields__)
-    return [prefix + name for name, value in _fields.decode(raw).items() if name not in known and bytes(value) != b"null"]
+    return [
+        prefix + name for name, value in _fields.decode(raw).items() if name not in known and bytes(value) != b"null"
+    ]
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
@@ -92,7 +94,9 @@ def _mistyped(raw: bytes, text: str, prefix: str) -> InvalidRequest:
     where = _WHERE.search(text)
     path = where["path"] if where else ""
     if not path:
-        return InvalidRequest(f"{prefix.rstrip('.') or 'the body'}: {text[0].lower()}{text[1:]}", param=prefix.rstrip(".") or None)
+        return InvalidRequest(
+            f"{prefix.rstrip('.') or 'the body'}: {text[0].lower()}{text[1:]}", param=prefix.rstrip(".") or None
+        )
     assert where is not None, "a path came from a match"
     reason, name = text[: where.start()], prefix + path
     if where["key"]:
@@ -118,5 +122,7 @@ def _malformed(raw: bytes, text: str, prefix: str) -> InvalidRequest:
     literal = re.match(rb"-?[A-Za-z]{1,16}", raw[max(0, offset - 1) : offset + 16].lstrip(b" :,["))
     if key and literal:
         name = prefix + key[1].decode()
-        return InvalidRequest(f"{name} is {literal[0].decode()}, which is no JSON value; send a finite number", param=name)
+        return InvalidRequest(
+            f"{name} is {literal[0].decode()}, which is no JSON value; send a finite number", param=name
+        )
     return InvalidRequest(f"the body is no JSON: {text}")

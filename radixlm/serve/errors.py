@@ -69,5 +69,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for HTTPException alone"
     known = {404: ("no such route", "not_found"), 405: ("method not allowed on this route", "method_not_allowed")}
     text, code = known.get(error.status_code, (error.detail, "http_error"))
-    body = ErrorBody(ErrorText(f"{text}: {request.method} {request.scope['path'][:200]}", "invalid_request_error", None, code))
+    body = ErrorBody(
+        ErrorText(f"{text}: {request.method} {request.scope['path'][:200]}", "invalid_request_error", None, code)
+    )
     return Response(msgspec.json.encode(body), error.status_code, error.headers, "application/json")

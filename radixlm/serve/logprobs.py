@@ -29,7 +29,7 @@ def chat(positions: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> dict[str, 
     content = [
         {
             **_chat_token(p.token, p.logprob, tokenizer),
-            "top_logprobs": [_chat_token(t, l, tokenizer) for t, l in zip(p.top_tokens, p.top_logprobs)],
+            "top_logprobs": [_chat_token(t, logprob, tokenizer) for t, logprob in zip(p.top_tokens, p.top_logprobs)],
         }
         for p in positions
     ]
@@ -40,7 +40,9 @@ def _chat_token(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, A
     return {"token": tokenizer.token_text(token), "logprob": logprob, "bytes": list(tokenizer.token_bytes[token])}
 
 
-def completion(tokens: Sequence[int], positions: Sequence[TokenLogprobs], offset: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def completion(
+    tokens: Sequence[int], positions: Sequence[TokenLogprobs], offset: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """`choices[].logprobs` of a text completion. Tokens before the first position (echoed prompt) have null."""
     texts = [tokenizer.token_text(token) for token in tokens]
     missing: list[TokenLogprobs | None] = [None] * (len(tokens) - len(positions))
@@ -58,4 +60,4 @@ def completion(tokens: Sequence[int], positions: Sequence[TokenLogprobs], offset
 
 
 def _top(position: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, float]:
-    return {tokenizer.token_text(t): l for t, l in zip(position.top_tokens, position.top_logprobs)}
+    return {tokenizer.token_text(t): logprob for t, logprob in zip(position.top_tokens, position.top_logprobs)}

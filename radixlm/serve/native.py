@@ -30,9 +30,14 @@ from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
 from radixlm.types import Finish, SamplingParams
 
 _UNSUPPORTED = (
-    ("input_embeds", "image_data", "audio_data", "video_data", "lora_path", "session_id", "session_params")
-    + ("custom_logit_processor", "token_ids_logprob", "return_hidden_states")
-)
+    "input_embeds",
+    "image_data",
+    "audio_data",
+    "video_data",
+    "lora_path",
+    "session_id",
+    "session_params",
+) + ("custom_logit_processor", "token_ids_logprob", "return_hidden_states")
 _UNSUPPORTED_SAMPLING = ("json_schema", "regex", "ebnf", "structural_tag", "custom_params", "beam_width")
 _LONG_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -232,7 +237,9 @@ def _sampling_of(body: Generate) -> tuple[list[NativeSampling], list[str]]:
     items = msgspec.json.decode(raw, type=list[msgspec.Raw])
     names = [f"sampling_params[{i}]." for i in range(len(items))]
     sampling = [_one_sampling(item, name) for item, name in zip(items, names)]
-    return sampling, [unknown for item, name in zip(items, names) for unknown in unknown_fields(item, NativeSampling, name)]
+    return sampling, [
+        unknown for item, name in zip(items, names) for unknown in unknown_fields(item, NativeSampling, name)
+    ]
 
 
 def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:
@@ -247,7 +254,9 @@ def _item(body: Generate, sampling: list[NativeSampling], prompt: str | list[int
     start = _nth(body.logprob_start_len, i, count, "logprob_start_len")
     start = -1 if start is None else start
     if scored and start < -1:
-        raise InvalidRequest(f"logprob_start_len is {start}; it must be -1 (output only) or a position", param="logprob_start_len")
+        raise InvalidRequest(
+            f"logprob_start_len is {start}; it must be -1 (output only) or a position", param="logprob_start_len"
+        )
     rid = _nth(body.rid, i, count, "rid")
     fields = _fields_of(body, _nth(sampling, i, count, "sampling_params") or NativeSampling())
     if scored:
@@ -293,5 +302,7 @@ def _nth(value: Any, i: int, count: int, name: str) -> Any:
     if len(value) == 1 and name == "sampling_params":
         return value[0]
     if len(value) != count:
-        raise InvalidRequest(f"{name} has {len(value)} entries for {count} prompts; send one, or one for each", param=name)
+        raise InvalidRequest(
+            f"{name} has {len(value)} entries for {count} prompts; send one, or one for each", param=name
+        )
     return value[i]

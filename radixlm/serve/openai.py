@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,22 +10,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from radixlm.config import Config
-from radixlm.engine.frontend import Frontend, Prepared
-from radixlm.engine.output import Completion, Delta
+from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, show
-from radixlm.errors import Aborted, InvalidRequest, UnknownModel
-from radixlm.serve import logprobs, schema
+from radixlm.errors import InvalidRequest, UnknownModel
+from radixlm.serve import schema
+from radixlm.serve.answer import Answer, ChatShape, TextShape
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported, shared_fields, split_prompts
-from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
-from radixlm.types import Finish, SamplingParams
+from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.text.template import ChatOptions
+from radixlm.types import SamplingParams
 
 B = TypeVar("B", bound=schema.OpenAI)
 
 _UNSUPPORTED = (
-    ("regex", "ebnf", "json_schema", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
-    + ("guided_grammar", "lora_path", "session_params", "custom_logit_processor")
-)
+    "regex",
+    "ebnf",
+    "json_schema",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+) + ("guided_grammar", "lora_path", "session_params", "custom_logit_processor")
 _NAMES = {
     "include_stop": "no_stop_trim",
     "namespace": "cache_salt",
@@ -36,7 +39,7 @@ _NAMES = {
     "timeout_s": "timeout",
     "logprobs": "top_logprobs",
 }
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _DEFAULT_COMPLETION_TOKENS = 16
 
 
@@ -68,13 +71,15 @@ class OpenAI:
         body, headers = await self._read(request, schema.Completion)
         requests = _completion_requests(body)
         prepared = await until_disconnect(self._frontend.prepare(requests), request.receive)
-        return await self._respond(request, _TextAnswer(self._frontend, body, self.model, prepared), headers)
+        shape = TextShape(self._frontend.tokenizer, prepared, echoes=bool(body.echo))
+        return await self._respond(request, Answer(self._frontend, body, self.model, prepared, shape), headers)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body, headers = await self._read(request, schema.ChatCompletion)
         prepared = await until_disconnect(self._frontend.prepare([_chat_request(body)]), request.receive)
-        return await self._respond(request, _ChatAnswer(self._frontend, body, self.model, prepared), headers)
+        shape = ChatShape(self._frontend.tokenizer)
+        return await self._respond(request, Answer(self._frontend, body, self.model, prepared, shape), headers)
 
     async def _read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
         raw = await read_body(request, self._config.max_body)
@@ -87,7 +92,7 @@ class OpenAI:
         refuse_unsupported(body, _UNSUPPORTED)
         return body, ignored_header(unknown)
 
-    async def _respond(self, request: Request, answer: _Answer, headers: dict[str, str]) -> Response:
+    async def _respond(self, request: Request, answer: Answer, headers: dict[str, str]) -> Response:
         if answer.streams:
             return EventStream(answer.events(), headers)
         whole = await until_disconnect(answer.whole(), request.receive)
@@ -95,7 +100,9 @@ class OpenAI:
 
     def _check_model(self, name: str) -> None:
         if name not in (self.model, self._config.model):
-            raise UnknownModel(f"the model {show(name)} is not served here; this server has {self.model!r}", param="model")
+            raise UnknownModel(
+                f"the model {show(name)} is not served here; this server has {self.model!r}", param="model"
+            )
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -108,83 +115,86 @@ class OpenAI:
         }
 
 
-class _Answer:
-    """What chat and text answers share. Subclasses give the shape of a whole choice and of a piece of one."""
+def _completion_requests(body: schema.Completion) -> list[GenerateRequest]:
+    if body.prompt is None:
+        raise InvalidRequest("prompt is absent; send a text, token ids, or a list of either", param="prompt")
+    refuse_unsupported(body, ("suffix",))
+    check_format(body.response_format)
+    n = 1 if body.n is None else body.n
+    if body.best_of not in (None, 1, n):
+        raise InvalidRequest(f"best_of is {body.best_of}; it must equal n, {n}, or be left out", param="best_of")
+    scores = present(logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None)
+    tokens = _DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    names = {**_NAMES, "logprobs": "logprobs", "prompt_logprobs": "logprobs"}
+    prompts, _ = split_prompts(body.prompt, "prompt")
+    fields = {**scores, "max_tokens": tokens, "names": names, "is_default": body.max_tokens is None}
+    return [_request(body, prompt, **fields) for prompt in prompts]
 
-    kind = ""
-    chunk_kind = ""
-    prefix = ""
 
-    def __init__(self, frontend: Frontend, body: schema.OpenAI, model: str, prepared: list[Prepared]) -> None:
-        options = body.stream_options
-        if options is not None and not body.stream:
-            raise InvalidRequest("stream_options goes with stream: true alone; leave one out", param="stream_options")
-        self.frontend = frontend
-        self.prepared = prepared
-        self.streams = bool(body.stream)
-        self._with_usage = bool(options and options.include_usage)
-        self._with_running_usage = bool(options and options.continuous_usage_stats)
-        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+def _chat_request(body: schema.ChatCompletion) -> GenerateRequest:
+    if not body.messages:
+        raise InvalidRequest("messages is empty; send at least one message", param="messages")
+    _check_chat(body)
+    tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    scores = present(logprobs=body.top_logprobs or 0) if body.logprobs else {}
+    names = {**_NAMES, "prompt": "messages", "max_tokens": field}
+    return _request(body, _conversation(body), **scores, max_tokens=tokens, names=names)
 
-    def choice(self, completion: Completion) -> dict[str, Any]:
-        """A whole choice."""
-        raise NotImplementedError
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """The first piece of a choice, before anything is generated, if there is one."""
-        raise NotImplementedError
+def _conversation(body: schema.ChatCompletion) -> Chat:
+    messages: list[dict[str, Any]] = msgspec.to_builtins(body.messages)
+    continues = bool(body.continue_final_message)
+    begins = not continues if body.add_generation_prompt is None else body.add_generation_prompt
+    options = ChatOptions(
+        add_generation_prompt=begins, continue_final_message=continues, extra=body.chat_template_kwargs or {}
+    )
+    return Chat(messages=tuple(messages), options=options)
 
-    def piece(self, completion: Completion, delta: Delta) -> dict[str, Any]:
-        """A piece of a choice; `completion` includes it."""
-        raise NotImplementedError
 
-    def worth_sending(self, delta: Delta) -> bool:
-        """Whether a client learns anything from this delta."""
-        return bool(delta.text or delta.finish)
+def _check_chat(body: schema.ChatCompletion) -> None:
+    refuse_unsupported(body, ("functions", "function_call", "chat_template"))
+    if body.tools and body.tool_choice != "none":
+        raise InvalidRequest("tools is not supported by this version; leave it out", param="tools")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest(
+            f"tool_choice is {show(body.tool_choice)}; tools is not supported yet", param="tool_choice"
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    check_format(body.response_format)
+    for i, message in enumerate(body.messages or ()):
+        if message.role not in _ROLES:
+            name = f"messages[{i}].role"
+            raise InvalidRequest(f"{name} is {show(message.role)}; it must be one of {', '.join(_ROLES)}", param=name)
 
-    async def whole(self) -> bytes:
-        """The JSON of the whole answer."""
-        results = await self.frontend.complete(self.prepared)
-        choices = [self.choice(completion) for completion in results]
-        return msgspec.json.encode({**self._head, "object": self.kind, "choices": choices, "usage": self._usage(results)})
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of a stream."""
-        choices = [item for item in self.prepared for _ in range(item.sampling.n)]
-        results = [Completion(index, item.num_prompt) for index, item in enumerate(choices)]
-        opened = [False] * len(results)
-        async with aclosing(self.frontend.stream(self.prepared)) as deltas:
-            async for delta in deltas:
-                completion, index = results[delta.index], delta.index
-                completion.add(delta)
-                if not opened[index] and (opening := self.opening(index)) is not None:
-                    yield self._chunk([opening], results)
-                opened[index] = True
-                if self.worth_sending(delta):
-                    yield self._chunk([self.piece(completion, delta)], results)
-        if self._with_usage:
-            yield event(msgspec.json.encode({**self._head, "object": self.chunk_kind, "choices": [], "usage": self._usage(results)}))
-        yield DONE
+def check_format(response_format: dict[str, Any] | None) -> None:
+    """Only plain text is generated so far."""
+    if response_format and response_format.get("type") != "text":
+        kind = show(response_format.get("type"))
+        text = f"response_format of type {kind} is not supported by this version; leave it out"
+        raise InvalidRequest(text, param="response_format")
 
-    def _chunk(self, choices: list[dict[str, Any]], results: list[Completion]) -> bytes:
-        chunk: dict[str, Any] = {**self._head, "object": self.chunk_kind, "choices": choices}
-        if self._with_running_usage:
-            chunk["usage"] = self._usage(results)
-        elif self._with_usage:
-            chunk["usage"] = None
-        return event(msgspec.json.encode(chunk))
 
-    def _usage(self, results: list[Completion]) -> dict[str, Any]:
-        """Each prompt counts once, whatever n is; what its choices share from the cache counts once as well."""
-        n = self.prepared[0].sampling.n
-        firsts = results[::n]
-        prompt = sum(item.num_prompt for item in self.prepared)
-        output = sum(completion.usage.completion_tokens for completion in results)
-        cached = sum(completion.usage.cached_tokens for completion in firsts)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": output,
-            "total_tokens": prompt + output,
-            "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        }
+def _request(
+    body: schema.OpenAI,
+    prompt: str | list[int] | Chat,
+    *,
+    max_tokens: int | None,
+    names: dict[str, str],
+    is_default: bool = False,
+    **scores: int,
+) -> GenerateRequest:
+    fields: dict[str, Any] = {**shared_fields(body), **scores}
+    fields |= present(min_tokens=body.min_tokens, seed=body.seed, include_stop=body.no_stop_trim)
+    return GenerateRequest(
+        prompt=prompt,
+        sampling=SamplingParams(**fields, max_tokens=max_tokens),
+        max_tokens_is_default=is_default,
+        namespace=body.cache_salt or body.extra_key or "",
+        priority=body.priority or 0,
+        timeout_s=body.timeout,
+        label=body.rid or "",
+        names=names,
+    )

@@ -129,4 +129,3 @@ class _Writer:
             self._ping = self._loop.create_task(self._write(b": ping\n\n"))
             quiet = 0.0
         self._timer = self._loop.call_later(1.0 if self._writing else max(0.1, PING_S - quiet), self._look)
-

@@ -90,7 +90,7 @@ class _Parser:
             raise _refused(pattern, f"the flags {flags[0]}")
         self._flags = sum({"i": re.IGNORECASE, "s": re.DOTALL}[flag] for flag in set(flags[1])) if flags else 0
         self._pattern = pattern
-        self._at = flags.end() if flags else 0
+        self._at: int = flags.end() if flags else 0
         self._nesting = 0
 
     def parse(self) -> Node:
@@ -186,7 +186,7 @@ def _parse(pattern: str) -> Node:
     if size > MAX_PATTERN_BYTES:
         raise InvalidRequest(f"a stop_regex has {size} bytes; the limit is {MAX_PATTERN_BYTES}", param="stop_regex")
     try:
-        matches_nothing = re.compile(pattern).fullmatch("") is not None
+        re.compile(pattern)  # never run: it would backtrack
     except (re.error, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"stop_regex {pattern!r} is not a regex: {error}", param="stop_regex") from error
     node = _Parser(pattern).parse()
@@ -220,7 +220,12 @@ class Automaton:
             end = self._add(NOTHING)
             self.pattern[end] = pattern
             entries.append(self._build(node, end))
-        self.entry = self._add(NOTHING, *entries)
+        initial, empty = self.closure([(self._add(NOTHING, *entries), 0)])
+        self.initial = tuple(initial)
+        if empty is not None:
+            raise InvalidRequest(
+                f"stop_regex {empty[1]!r} matches the empty text and would stop at once", param="stop_regex"
+            )
 
     def _add(self, accepts: CharSet, *nexts: int) -> int:
         self.accepts.append(accepts)
@@ -251,6 +256,26 @@ class Automaton:
             entry = self._build(node.item, entry)
         return entry
 
+    def closure(self, steps: list[tuple[int, int]]) -> tuple[dict[int, int], tuple[int, str] | None]:
+        """The waiting states that these reach, with their earliest starts, and the earliest match that is complete."""
+        seen: set[int] = set()
+        waiting: dict[int, int] = {}
+        found: tuple[int, str] | None = None
+        for first, start in steps:
+            stack = [first]
+            while stack:
+                state = stack.pop()
+                if state in seen:
+                    continue
+                seen.add(state)
+                if self.accepts[state] is not NOTHING:
+                    waiting[state] = start
+                    continue
+                if found is None and state in self.pattern:
+                    found = (start, self.pattern[state])
+                stack.extend(self.nexts[state])
+        return waiting, found
+
 
 @lru_cache(maxsize=256)
 def compile_regexes(patterns: tuple[str, ...]) -> Automaton:
@@ -271,39 +296,17 @@ class RegexSearch:
     def __init__(self, automaton: Automaton) -> None:
         self._automaton = automaton
         self._threads: dict[int, int] = {}  # state waiting for a character -> where its match began, oldest first
-        self._initial, _ = self._closure([(automaton.entry, 0)])
         self._position = 0
 
     def push(self, char: str) -> tuple[int, str] | None:
         """The next character; (start, pattern) if a match ends with it. Positions count from the first character."""
         accepts, nexts = self._automaton.accepts, self._automaton.nexts
         moved = [(nexts[state][0], start) for state, start in self._threads.items() if char in accepts[state]]
-        moved += [(nexts[state][0], self._position) for state in self._initial if char in accepts[state]]
+        moved += [(nexts[state][0], self._position) for state in self._automaton.initial if char in accepts[state]]
         self._position += 1
         oldest = self._position - MAX_MATCH_CHARS
-        self._threads, found = self._closure([step for step in moved if step[1] >= oldest])
+        self._threads, found = self._automaton.closure([step for step in moved if step[1] >= oldest])
         return found
-
-    def _closure(self, steps: list[tuple[int, int]]) -> tuple[dict[int, int], tuple[int, str] | None]:
-        """The waiting states that these reach, with their earliest starts, and the earliest match that is complete."""
-        automaton = self._automaton
-        seen: set[int] = set()
-        waiting: dict[int, int] = {}
-        found: tuple[int, str] | None = None
-        for first, start in steps:
-            stack = [first]
-            while stack:
-                state = stack.pop()
-                if state in seen:
-                    continue
-                seen.add(state)
-                if automaton.accepts[state] is not NOTHING:
-                    waiting[state] = start
-                    continue
-                if found is None and state in automaton.pattern:
-                    found = (start, automaton.pattern[state])
-                stack.extend(automaton.nexts[state])
-        return waiting, found
 
     @property
     def num_open(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
 import jinja2.ext
@@ -130,7 +130,8 @@ def _named_sources(file: Path) -> dict[str, str]:
     try:
         value = json.loads(_read(file)).get("chat_template")
         if isinstance(value, list):
-            return {str(item["name"]): str(item["template"]) for item in value}
+            items = cast(list[dict[str, str]], value)
+            return {str(item["name"]): str(item["template"]) for item in items}
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ModelError(f"{file} holds no readable chat template ({error}); name one with --chat-template") from error
     return {"default": value} if isinstance(value, str) else {}
@@ -158,9 +159,8 @@ def _environment() -> jinja2.Environment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], autoescape=False
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    cast(Json, environment.filters)["tojson"] = _to_json
+    cast(Json, environment.globals).update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
 
 

@@ -148,6 +148,6 @@ def _end_ids(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         value: Any = _read_json(folder / name).get("eos_token_id")
         if value is not None:
-            values: list[Any] = value if isinstance(value, list) else [value]
+            values = cast(list[Any], value) if isinstance(value, list) else [value]
             return [index for index in values if isinstance(index, int)]
     return []

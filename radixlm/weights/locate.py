@@ -22,7 +22,7 @@ from radixlm.weights.smollm2 import NAME as SMOLLM2
 from radixlm.weights.smollm2 import smollm2_folder
 
 Json = dict[str, Any]
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
 TOKENIZER_FORMAT = 1  # of what `write_tokenizer` writes; a change makes new cache entries
 
 

@@ -211,7 +211,7 @@ def test_random_bits_are_those_of_the_textbook_generator(seed: int, position: in
 def test_uniform_numbers_of_neighbouring_seeds_and_positions_are_independent() -> None:
     seeds, positions = np.meshgrid(np.arange(300, dtype=np.uint64), np.arange(300, dtype=np.uint64))
     numbers = uniform(seeds, positions)
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 5 / math.sqrt(12 * numbers.size)
     for shifted in (numbers[1:, :], numbers[:, 1:]):
         correlation = np.corrcoef(numbers[: shifted.shape[0], : shifted.shape[1]].ravel(), shifted.ravel())[0, 1]

@@ -157,8 +157,8 @@ def test_static_batching_admits_only_when_nothing_runs():
 
 
 def test_a_full_queue_refuses_and_says_how_full():
-    drive = roomy(max_queued=2)
-    for _ in range(2):
+    drive = roomy(max_queued=2, max_running=1)
+    for _ in range(3):
         drive.submit(([1], GO))
     key = drive.submit(([1], GO))
     assert outcome(drive, key).code == "queue_full"

@@ -46,10 +46,9 @@ struct work {
     uint32_t *value;      /* panels of up to NV vectors, [BLOCK or BLOCK / 2, padded_dim] */
     float *wide;          /* [2, BLOCK, head_dim]: keys and values that must be converted first */
     struct state span, all;
-    const char *rows_of[2][2][BLOCK]; /* [this and next block][keys, values] */
+    long places[2][BLOCK]; /* of the rows of this and the next block: bytes from the first key, or the first value */
+    const char *rows[2][BLOCK]; /* keys, values of this block */
 };
-
-static const _Alignas(64) char zeros[4096]; /* stands for keys and values behind the last one */
 
 static char *take(char **memory, long bytes) {
     char *p = *memory;
@@ -127,29 +126,30 @@ static void narrow_f32(long rows, int add, const char *a, long lda, const uint32
     product_nv(F32, 1, rows, add, a, lda, b, steps, c, ldc);
 }
 
-/* Where the keys and values of the block at `base` lie; those at `end` and behind are zeros. Fetches them early. */
-static void find_rows(const struct call *c, const struct item *item, long kv_head, long base, long end,
-                      const char *rows[2][BLOCK]) {
+/* Where the keys and values of the block at `base` lie. The last one, before `end`, stands for those behind it, which are
+ * masked. Fetches them early. */
+static void find_rows(const struct call *c, const struct item *item, long kv_head, long base, long end, long *places) {
     const struct attention *a = c->a;
     const int32_t *table = a->page_table + a->slots[item->chunk] * a->pages;
     long bytes = a->head_dim * size_of(a->kv_dtype), stride = a->kv_heads * bytes;
-    long page = base / a->page_size, offset = base % a->page_size;
-    for (long i = 0; i < BLOCK; i++) {
-        if (base + i >= end) {
-            rows[0][i] = rows[1][i] = zeros;
-            continue;
-        }
-        long place = ((long)table[page] * a->page_size + offset) * stride + kv_head * bytes;
-        rows[0][i] = (const char *)a->keys + place;
-        rows[1][i] = (const char *)a->values + place;
+    long count = end - base < BLOCK ? end - base : BLOCK, page = base / a->page_size, offset = base % a->page_size;
+    for (long i = 0; i < count; i++) {
+        places[i] = (table[page] * a->page_size + offset) * stride + kv_head * bytes;
+        offset = offset + 1 == a->page_size ? 0 : offset + 1;
+        page += !offset;
+    }
+    for (long i = count; i < BLOCK; i++) places[i] = places[count - 1];
+    for (long i = 0; i < count; i++)
         for (long b = 0; b < bytes; b += 64) {
-            __builtin_prefetch(rows[0][i] + b, 0, PF);
-            __builtin_prefetch(rows[1][i] + b, 0, PF);
+            __builtin_prefetch((const char *)a->keys + places[i] + b, 0, 3);
+            __builtin_prefetch((const char *)a->values + places[i] + b, 0, 3);
         }
-        if (++offset == a->page_size) {
-            offset = 0;
-            page++;
-        }
+}
+
+static void point_at(const struct attention *a, const long *places, const char *rows[2][BLOCK]) {
+    for (int i = 0; i < BLOCK; i++) {
+        rows[0][i] = (const char *)a->keys + places[i];
+        rows[1][i] = (const char *)a->values + places[i];
     }
 }
 
@@ -225,16 +225,49 @@ INLINE void pack_column(const struct call *c, const char *const *rows, long d, u
     }
 }
 
-/* Full panels of 64 columns first, then one vector each: the order in which `add_values` reads them. */
+#if defined(__AVX512BW__)
+#define INTERLEAVED 1
+/* 64 bf16 values of each key, pairs in the order in which one instruction makes them; `restore_order` undoes it. */
+static void interleave(const char *const *rows, long d, uint32_t *panel) {
+    for (int i = 0; i < BLOCK; i += 2, panel += BLOCK)
+        for (int v = 0; v < 2; v++) {
+            __m512i even = _mm512_loadu_si512(rows[i] + 2 * d + 64 * v);
+            __m512i odd = _mm512_loadu_si512(rows[i + 1] + 2 * d + 64 * v);
+            _mm512_storeu_si512(panel + 32 * v, _mm512_unpacklo_epi16(even, odd));
+            _mm512_storeu_si512(panel + 32 * v + 16, _mm512_unpackhi_epi16(even, odd));
+        }
+}
+
+/* 32 floats whose groups of 4 lie in the order 0 2 4 6 1 3 5 7. */
+INLINE void restore_order(float *x) {
+    __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    _mm512_storeu_ps(x, _mm512_permutex2var_ps(low, first, high));
+    _mm512_storeu_ps(x + 16, _mm512_permutex2var_ps(low, second, high));
+}
+#else
+#define INTERLEAVED 0
+static void interleave(const char *const *rows, long d, uint32_t *panel) { (void)rows, (void)d, (void)panel; }
+INLINE void restore_order(float *x) { (void)x; }
+#endif
+
+static long full_panels(const struct call *c) { return c->a->head_dim / BLOCK * BLOCK; }
+
+/* Panels of 64 columns first, then one vector each: the order in which `add_values` reads them. */
 static void pack_values(const struct call *c, const char *const *rows, uint32_t *panel) {
-    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = c->padded_dim / BLOCK * BLOCK;
-    for (long d = 0; d < full; d += LANES)
-        pack_column(c, rows, d, panel + d / BLOCK * BLOCK * steps + d % BLOCK, BLOCK);
+    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = full_panels(c);
+    for (long d = 0; d < full; d += BLOCK) {
+        if (INTERLEAVED && c->compute == BF16)
+            interleave(rows, d, panel + d * steps);
+        else
+            for (long v = 0; v < BLOCK; v += LANES) pack_column(c, rows, d + v, panel + d * steps + v, BLOCK);
+    }
     for (long d = full; d < c->padded_dim; d += LANES) pack_column(c, rows, d, panel + d * steps, LANES);
 }
 
 static void add_values(const struct call *c, const struct work *w, long rows) {
-    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = c->padded_dim / BLOCK * BLOCK, lda = steps * 4;
+    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = full_panels(c), lda = steps * 4;
     for (long d = 0; d < full; d += BLOCK)
         (c->compute == F32 ? product_f32 : product_bf16)(rows, 1, w->weights, lda, w->value + d * steps, steps,
                                                          w->span.values + d, c->padded_dim);
@@ -252,7 +285,7 @@ static void scale_values(float *values, float by, long n) {
 }
 
 /* Scores of row r to weights. The row sees keys low .. high (inclusive, relative to the block). */
-INLINE void weigh_row(const struct call *c, struct work *w, long r, long low, long high) {
+INLINE void weigh_row(const struct call *c, struct work *w, long r, long low, long high, int compute) {
     static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vf s[BLOCK / LANES], top = splat(-INFINITY), sum = {};
     float *scores = w->scores + r * BLOCK;
@@ -278,12 +311,12 @@ INLINE void weigh_row(const struct call *c, struct work *w, long r, long low, lo
     for (int v = 0; v < BLOCK / LANES; v++) {
         vf p = exp_(s[v] - now);
         sum += p;
-        store(at(w->weights, r * BLOCK + v * LANES, c->compute), p, LANES, c->compute);
+        store(at(w->weights, r * BLOCK + v * LANES, compute), p, LANES, compute);
     }
     w->span.sum[r] += sum_lanes(sum);
 }
 
-static void weigh(const struct call *c, struct work *w, const struct item *item, long base) {
+INLINE void weigh(const struct call *c, struct work *w, const struct item *item, long base, int compute) {
     long group = c->a->heads / c->a->kv_heads, window = c->a->window;
     long position = c->a->starts[item->chunk] + item->first - base; /* of the first query, relative to the block */
     for (long i = 0; i < item->count; i++, position++) {
@@ -291,11 +324,18 @@ static void weigh(const struct call *c, struct work *w, const struct item *item,
         long high = position < BLOCK - 1 ? position : BLOCK - 1;
         for (long r = i * group; r < (i + 1) * group; r++) {
             if (low <= high)
-                weigh_row(c, w, r, low, high);
+                weigh_row(c, w, r, low, high, compute);
             else
-                memset(at(w->weights, r * BLOCK, c->compute), 0, BLOCK * size_of(c->compute));
+                memset(at(w->weights, r * BLOCK, compute), 0, BLOCK * size_of(compute));
         }
     }
+}
+
+static void weigh_bf16(const struct call *c, struct work *w, const struct item *item, long base) {
+    weigh(c, w, item, base, BF16);
+}
+static void weigh_f32(const struct call *c, struct work *w, const struct item *item, long base) {
+    weigh(c, w, item, base, F32);
 }
 
 /* Adds a span's state to the state of all spans before it. */
@@ -330,10 +370,12 @@ static void copy_queries(const struct call *c, const struct item *item, long kv_
 
 static void write_output(const struct call *c, const struct item *item, long kv_head, const struct state *s) {
     const struct attention *a = c->a;
+    long mixed = INTERLEAVED && c->compute == BF16 ? full_panels(c) : 0;
     long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first;
     for (long r = 0; r < item->count * group; r++) {
         long head = (token + r / group) * a->heads + kv_head * group + r % group;
         float scale = 1.0f / s->sum[r];
+        for (long d = 0; d < mixed; d += 2 * LANES) restore_order(s->values + r * c->padded_dim + d);
         for (long d = 0; d < a->head_dim; d += LANES) {
             long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
             vf x = load(s->values + r * c->padded_dim + d, LANES, F32) * scale;
@@ -347,14 +389,15 @@ static void attend_span(const struct call *c, struct work *w, const struct item 
     long rows = item->count * (c->a->heads / c->a->kv_heads);
     int now = 0, convert = c->compute != c->a->kv_dtype;
     clear(&w->span, rows, c->padded_dim);
-    find_rows(c, item, kv_head, from, end, w->rows_of[0]);
+    find_rows(c, item, kv_head, from, end, w->places[0]);
     for (long base = from; base < end; base += BLOCK, now ^= 1) {
-        if (base + BLOCK < end) find_rows(c, item, kv_head, base + BLOCK, end, w->rows_of[!now]);
-        if (convert) widen(c, w, w->rows_of[now]);
-        pack_keys(c, w->rows_of[now][0], w->keys);
+        if (base + BLOCK < end) find_rows(c, item, kv_head, base + BLOCK, end, w->places[!now]);
+        point_at(c->a, w->places[now], w->rows);
+        if (convert) widen(c, w, w->rows);
+        pack_keys(c, w->rows[0], w->keys);
         (c->compute == F32 ? product_f32 : product_bf16)(rows, 0, w->q, c->units * 4, w->keys, c->units, w->scores, BLOCK);
-        weigh(c, w, item, base);
-        pack_values(c, w->rows_of[now][1], w->value);
+        (c->compute == F32 ? weigh_f32 : weigh_bf16)(c, w, item, base);
+        pack_values(c, w->rows[1], w->value);
         add_values(c, w, rows);
     }
 }

@@ -1,0 +1,18 @@
+"""From options to a `Core` that is ready to run: the model on its device, and the tokenizer that finds stop strings."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from radixlm.config import Config
+from radixlm.engine.core import Core
+from radixlm.engine.reading import Reading, load_reading
+from radixlm.runner.create import create_runner
+from radixlm.text.stops import make_stop
+
+
+def create_core(config: Config, reading: Reading | None = None) -> Core:
+    """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy."""
+    reading = reading or load_reading(config)
+    runner, info = create_runner(config)
+    return Core(runner, info, config, partial(make_stop, reading.tokenizer))

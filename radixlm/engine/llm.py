@@ -1,0 +1,258 @@
+"""`LLM`: a model in this process, for scripts and notebooks. The same frontend and engine as the server, without sockets.
+
+One event loop in one background thread owns everything; callers of any thread and of any event loop hand it coroutines.
+Errors raise where the call was made. Closing is idempotent, ends what is open, and also happens at interpreter exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from rich.console import Console
+from rich.progress import Progress
+
+from radixlm.config import Config
+from radixlm.engine.asking import Message, Options, Params, Prompt, as_batch, as_requests
+from radixlm.engine.create import create_core
+from radixlm.engine.frontend import Frontend, Prepared
+from radixlm.engine.local import LocalEngine
+from radixlm.engine.output import Delta
+from radixlm.engine.reading import Reading, load_reading
+from radixlm.engine.results import RequestOutput, output_of
+from radixlm.engine.validate import GenerateRequest
+from radixlm.errors import InvalidRequest, NotReady
+from radixlm.messages import EngineInfo
+from radixlm.options import from_mapping
+from radixlm.text.tokenizer import Tokenizer
+
+_T = TypeVar("_T")
+_NO_TIMEOUT_S = 10.0 * 365 * 86400
+_PROGRESS_FROM = 10  # prompts
+_CLOSE_TIMEOUT_S = 30.0
+
+
+class LLM:
+    """A model to call: `LLM("smollm2-135m").generate("The sky is").text`. Options are those of `Config`, by name.
+
+    Prompts are text, token ids, or chat messages (a list of dicts). Raises StartError if the model cannot be loaded;
+    calls raise the errors of `radixlm.errors`. A context manager.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        given = {"request_timeout": _NO_TIMEOUT_S, **options, **({} if model is None else {"model": model})}
+        self.config: Config = from_mapping(given, "LLM")
+        self._reading: Reading = load_reading(self.config)
+        core = create_core(self.config, self._reading)
+        self.info: EngineInfo = core.info
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
+        thread.start()
+
+        async def open_frontend() -> Frontend:
+            reading, timeout_s = self._reading, self.config.request_timeout
+            return Frontend(LocalEngine(core), reading.tokenizer, reading.template, timeout_s=timeout_s)
+
+        self._frontend = asyncio.run_coroutine_threadsafe(open_frontend(), self._loop).result()
+        self._close = weakref.finalize(self, _close, self._frontend, self._loop, thread)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._reading.tokenizer
+
+    @overload
+    def generate(
+        self, prompts: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | list[list[int]] | list[list[Message]],
+        sampling_params: Params | Sequence[Params] | None = None,
+        **options: Unpack[Options],
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params | Sequence[Params] | None = None,
+        **options: Unpack[Options],
+    ) -> RequestOutput | list[RequestOutput]:
+        """Answers one prompt, or a list of them in order. Raises InvalidRequest before anything runs if one is wrong.
+
+        `options` are those of `Options`.
+        """
+        batch, alone = as_batch(prompts)
+        requests = as_requests(batch, sampling_params, options)
+        with _bar(len(requests), options.get("progress")) as advance:
+            outputs = self._wait(self._complete(requests, advance))
+        return outputs[0] if alone else outputs
+
+    def chat(
+        self, messages: list[Message], sampling_params: Params | None = None, **options: Unpack[Options]
+    ) -> RequestOutput:
+        """The answer to a conversation, by the model's chat template."""
+        return self._wait(self._complete(as_requests([messages], sampling_params, options), _ignore))[0]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]
+    ) -> Iterator[Delta]:
+        """Pieces of the answer as they come; leaving the loop early aborts the request."""
+        deltas = self._deltas(prompt, sampling_params, options)
+        try:
+            while (delta := self._wait(_next(deltas))) is not None:
+                yield delta
+        finally:
+            self._end(deltas)
+
+    @overload
+    async def agenerate(
+        self, prompts: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]
+    ) -> RequestOutput: ...
+    @overload
+    async def agenerate(
+        self,
+        prompts: list[str] | list[list[int]] | list[list[Message]],
+        sampling_params: Params | Sequence[Params] | None = None,
+        **options: Unpack[Options],
+    ) -> list[RequestOutput]: ...
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params | Sequence[Params] | None = None,
+        **options: Unpack[Options],
+    ) -> RequestOutput | list[RequestOutput]:
+        """`generate` for event loops; cancelling it aborts its requests."""
+        batch, alone = as_batch(prompts)
+        outputs = await self._await(self._complete(as_requests(batch, sampling_params, options), _ignore))
+        return outputs[0] if alone else outputs
+
+    async def astream(
+        self, prompt: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]
+    ) -> AsyncIterator[Delta]:
+        """`stream` for event loops."""
+        deltas = self._deltas(prompt, sampling_params, options)
+        try:
+            while (delta := await self._await(_next(deltas))) is not None:
+                yield delta
+        finally:
+            self._end(deltas)
+
+    def abort(self, label: str) -> int:
+        """Ends the open requests with this label; their calls return what they have. Returns how many there were."""
+
+        async def abort() -> int:
+            return self._frontend.abort(label)
+
+        return self._wait(abort())
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's counters: pages, requests, tokens, cache hits."""
+        return self._wait(self._frontend.engine.control("stats"))
+
+    def flush_cache(self) -> dict[str, Any]:
+        """Forgets every cached prefix that no running request uses."""
+        return self._wait(self._frontend.engine.control("flush_cache"))
+
+    def close(self) -> None:
+        """Ends open requests, the engine and its threads. Later calls raise NotReady."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _complete(self, requests: Sequence[GenerateRequest], advance: Callable[[], None]) -> list[RequestOutput]:
+        frontend = self._frontend
+        prepared = [await self._prepare(request, i, len(requests)) for i, request in enumerate(requests)]
+        widest = max((item.sampling.n for item in prepared), default=1)
+        room = asyncio.Semaphore(max(1, frontend.limits.max_open // widest))
+
+        async def complete(item: Prepared) -> RequestOutput:
+            async with room:
+                completions = await frontend.complete([item])
+            advance()
+            return output_of(completions)
+
+        tasks = [asyncio.ensure_future(complete(item)) for item in prepared]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _prepare(self, request: GenerateRequest, index: int, count: int) -> Prepared:
+        try:
+            return (await self._frontend.prepare([request]))[0]
+        except InvalidRequest as error:
+            if count == 1:
+                raise
+            raise type(error)(f"prompt {index} of {count}: {error.message}", param=error.param) from None
+
+    def _deltas(self, prompt: Prompt, params: Params | None, options: Options) -> AsyncGenerator[Delta, None]:
+        batch, alone = as_batch(prompt)
+        if not alone:
+            raise InvalidRequest("a stream takes one prompt, not a list of them", param="prompt")
+        return self._frontend.generate(as_requests(batch, params, options)[0])
+
+    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        if not self._close.alive:
+            work.close()
+            raise NotReady("this LLM is closed; make a new one")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        future = self._submit(work)
+        try:
+            return future.result()
+        except BaseException:  # also KeyboardInterrupt: what nobody waits for must not run on
+            future.cancel()
+            raise
+
+    async def _await(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _end(self, deltas: AsyncGenerator[Delta, None]) -> None:
+        if self._close.alive:
+            asyncio.run_coroutine_threadsafe(deltas.aclose(), self._loop)
+
+
+def _ignore() -> None:
+    return
+
+
+async def _next(deltas: AsyncGenerator[Delta, None]) -> Delta | None:
+    return await anext(deltas, None)
+
+
+@contextlib.contextmanager
+def _bar(count: int, wanted: bool | None) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, where that is a terminal. Gives the function to call after each prompt."""
+    if wanted is False or (wanted is None and count < _PROGRESS_FROM) or not sys.stderr.isatty():
+        yield _ignore
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("generating", total=count)
+        yield lambda: progress.advance(task)
+
+
+def _close(frontend: Frontend, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    asyncio.run_coroutine_threadsafe(_close_all(frontend), loop).result(_CLOSE_TIMEOUT_S)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(_CLOSE_TIMEOUT_S)
+    loop.close()
+
+
+async def _close_all(frontend: Frontend) -> None:
+    """Ends the engine, then lets every call that waited for it raise."""
+    await frontend.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)

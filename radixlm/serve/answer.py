@@ -1,0 +1,203 @@
+"""Answers of the OpenAI surface, whole or as a stream. What differs between chat and text is a `Shape`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgspec
+
+from radixlm.engine.frontend import Frontend, Prepared
+from radixlm.engine.output import Completion, Delta
+from radixlm.errors import Aborted, InvalidRequest
+from radixlm.serve import logprobs, schema
+from radixlm.serve.sse import DONE, event
+from radixlm.text.tokenizer import Tokenizer
+from radixlm.types import Finish
+
+Json = dict[str, Any]
+
+
+class Shape(Protocol):
+    """How the choices of one surface look."""
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The object of an answer, of a chunk, and the prefix of ids."""
+        ...
+
+    def choice(self, completion: Completion) -> Json:
+        """A whole choice."""
+        ...
+
+    def opening(self, completion: Completion) -> Json | None:
+        """What a stream says of a choice before its first piece, if anything."""
+        ...
+
+    def piece(self, completion: Completion, delta: Delta) -> Json:
+        """A piece of a choice; `completion` includes it."""
+        ...
+
+
+class Answer:
+    """One request's answer in the given shape."""
+
+    def __init__(
+        self, frontend: Frontend, body: schema.OpenAI, model: str, prepared: list[Prepared], shape: Shape
+    ) -> None:
+        options = body.stream_options
+        if options is not None and not body.stream:
+            raise InvalidRequest("stream_options goes with stream: true alone; leave one out", param="stream_options")
+        self.streams = bool(body.stream)
+        self._frontend = frontend
+        self._prepared = prepared
+        self._shape = shape
+        self._kind, self._chunk_kind, prefix = shape.names
+        self._with_usage = bool(options and options.include_usage)
+        self._with_running_usage = bool(options and options.continuous_usage_stats)
+        self._head: Json = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    async def whole(self) -> bytes:
+        """The JSON of the whole answer."""
+        results = await self._frontend.complete(self._prepared)
+        choices = [self._shape.choice(completion) for completion in results]
+        answer = {**self._head, "object": self._kind, "choices": choices, "usage": self._usage(results)}
+        return msgspec.json.encode(answer)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream."""
+        choices = [item for item in self._prepared for _ in range(item.sampling.n)]
+        results = [Completion(index, item.num_prompt) for index, item in enumerate(choices)]
+        shape, opened = self._shape, [False] * len(results)
+        async with aclosing(self._frontend.stream(self._prepared)) as deltas:
+            async for delta in deltas:
+                completion = results[delta.index]
+                completion.add(delta)
+                if not (delta.text or delta.finish or delta.tokens):
+                    continue  # log probabilities of the prompt come before anything is said
+                if not opened[delta.index]:
+                    opened[delta.index] = True
+                    if (opening := shape.opening(completion)) is not None:
+                        yield self._chunk([opening], results)
+                if delta.text or delta.finish or delta.logprobs:
+                    yield self._chunk([shape.piece(completion, delta)], results)
+        if self._with_usage:
+            yield self._chunk([], results)
+        yield DONE
+
+    def _chunk(self, choices: list[Json], results: list[Completion]) -> bytes:  # hot
+        chunk = {**self._head, "object": self._chunk_kind, "choices": choices}
+        if self._with_running_usage or (self._with_usage and not choices):
+            chunk["usage"] = self._usage(results)
+        elif self._with_usage:
+            chunk["usage"] = None
+        return event(msgspec.json.encode(chunk))
+
+    def _usage(self, results: list[Completion]) -> Json:
+        """Each prompt counts once, whatever n is."""
+        prompt = sum(item.num_prompt for item in self._prepared)
+        output = sum(completion.usage.completion_tokens for completion in results)
+        cached = sum(completion.usage.cached_tokens for completion in results[:: self._prepared[0].sampling.n])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+class ChatShape:
+    """Chat completions."""
+
+    names = ("chat.completion", "chat.completion.chunk", "chatcmpl")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def choice(self, completion: Completion) -> Json:
+        """As `Shape.choice`."""
+        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        scores = logprobs.chat(completion.logprobs, self._tokenizer) if completion.logprobs else None
+        reason = finish_reason(completion.finish)
+        return {"index": completion.index, "message": message, "logprobs": scores, "finish_reason": reason}
+
+    def opening(self, completion: Completion) -> Json | None:
+        """As `Shape.opening`."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": completion.index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def piece(self, completion: Completion, delta: Delta) -> Json:  # hot
+        """As `Shape.piece`."""
+        content = {"content": delta.text} if delta.text or delta.logprobs else {}
+        scores = logprobs.chat(delta.logprobs, self._tokenizer) if delta.logprobs else None
+        reason = finish_reason(delta.finish)
+        return {"index": completion.index, "delta": content, "logprobs": scores, "finish_reason": reason}
+
+
+class TextShape:
+    """Text completions. `echoes` puts the prompt before each choice."""
+
+    names = ("text_completion", "text_completion", "cmpl")
+
+    def __init__(self, tokenizer: Tokenizer, prepared: list[Prepared], *, echoes: bool) -> None:
+        self._tokenizer = tokenizer
+        self._prepared = prepared
+        self._echoes = echoes
+        self._scores = prepared[0].sampling.logprobs is not None
+
+    def choice(self, completion: Completion) -> Json:
+        """As `Shape.choice`."""
+        scores = None
+        if self._scores:
+            tokens, positions = completion.tokens, completion.logprobs
+            if self._echoes:
+                tokens = self._item(completion).tokens.tolist() + tokens
+                positions = completion.prompt_logprobs + positions
+            scores = logprobs.completion(tokens, positions, 0, self._tokenizer)
+        text = self._prompt_text(completion) + completion.text
+        return {
+            "index": completion.index,
+            "text": text,
+            "logprobs": scores,
+            "finish_reason": finish_reason(completion.finish),
+        }
+
+    def opening(self, completion: Completion) -> Json | None:
+        """As `Shape.opening`: the echo."""
+        if not self._echoes:
+            return None
+        scores, text = None, self._prompt_text(completion)
+        if self._scores:
+            tokens = self._item(completion).tokens.tolist()
+            scores = logprobs.completion(tokens, completion.prompt_logprobs, 0, self._tokenizer)
+        return {"index": completion.index, "text": text, "logprobs": scores, "finish_reason": None}
+
+    def piece(self, completion: Completion, delta: Delta) -> Json:  # hot
+        """As `Shape.piece`."""
+        scores = None
+        if delta.logprobs:
+            offset = len(self._prompt_text(completion)) + len(completion.text) - len(delta.text)
+            scores = logprobs.completion(delta.tokens, delta.logprobs, offset, self._tokenizer)
+        reason = finish_reason(delta.finish)
+        return {"index": completion.index, "text": delta.text, "logprobs": scores, "finish_reason": reason}
+
+    def _item(self, completion: Completion) -> Prepared:
+        return self._prepared[completion.index // self._prepared[0].sampling.n]
+
+    def _prompt_text(self, completion: Completion) -> str:
+        if not self._echoes:
+            return ""
+        item = self._item(completion)
+        prompt = item.request.prompt
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(item.tokens.tolist(), skip_special=False)
+
+
+def finish_reason(finish: Finish | None) -> str | None:
+    """`stop` or `length`: clients accept nothing else. Raises Aborted for an abort."""
+    if finish is not None and finish.type == "abort":
+        raise Aborted(finish.message or "the request was aborted")
+    return finish.type if finish else None

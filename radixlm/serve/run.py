@@ -1,0 +1,204 @@
+"""Serves the application on one socket until told to stop, then drains: no new work, what runs may finish, then an end.
+
+Connections that send half a request are closed after `HEADER_S`; the server never waits for ever on a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from radixlm.config import Config
+from radixlm.engine.frontend import Frontend
+from radixlm.errors import Error, StartError
+from radixlm.serve.app import create_app
+from radixlm.serve.border import MAX_HEADER_BYTES
+from radixlm.serve.health import Health
+
+logger = logging.getLogger(__name__)
+
+HEADER_S = 10.0
+KEEP_ALIVE_S = 30
+_AFTER_DRAIN_S = 2.0
+_BACKLOG = 2048
+
+
+async def serve(
+    frontend: Frontend, config: Config, ready: Callable[[str], None], stop: asyncio.Event | None = None
+) -> None:
+    """Serves until SIGINT, SIGTERM or `stop`; a second signal ends at once. Calls `ready` with the URL once it listens.
+
+    The frontend stays open. Raises StartError if the address cannot be bound.
+    """
+    app = create_app(frontend, config)
+    listener = bind(config.host, config.port)
+    server = _Server(_settings(app, config), _Drain(frontend, app.state.health, config.drain_timeout), stop)
+    try:
+        await server.run_on(listener, lambda: ready(url_of(listener, config.host)))
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises StartError that names the cause."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        remedy = "pick another with --port, or --port 0 for any" if port else "check --host"
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}; {remedy}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket, host: str) -> str:
+    """Where clients on this machine reach it."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def loop_factory() -> asyncio.AbstractEventLoop:
+    """uvloop where it exists."""
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _settings(app: Any, config: Config) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(config.drain_timeout + _AFTER_DRAIN_S),
+    )
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with a limit on the time and the bytes that a request's headers may take."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _num_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEADER_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+            self._num_bytes = 0
+            return
+        self._num_bytes += len(data)
+        if self._num_bytes > 2 * MAX_HEADER_BYTES:
+            self.transport.close()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADER_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Drain:
+    """What happens between the first signal and the end: /ready says no, and after the limit what runs is aborted."""
+
+    def __init__(self, frontend: Frontend, health: Health, limit_s: float) -> None:
+        self._frontend = frontend
+        self._health = health
+        self._limit_s = limit_s
+        self._abort: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Starts the clock; later calls change nothing."""
+        if self._abort is None:
+            self._health.draining = True
+            self._abort = asyncio.get_running_loop().create_task(self._abort_later())
+
+    async def _abort_later(self) -> None:
+        await asyncio.sleep(self._limit_s)
+        logger.warning("aborting what still runs after %g s of draining", self._limit_s)
+        with contextlib.suppress(Error):
+            await self._frontend.engine.control("abort_all")
+
+    def end(self) -> None:
+        """The server has ended."""
+        if self._abort is not None:
+            self._abort.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, told to stop by an event or by signals that end nothing but it."""
+
+    def __init__(self, settings: uvicorn.Config, drain: _Drain, stop: asyncio.Event | None) -> None:
+        super().__init__(settings)
+        self._drain = drain
+        self._stop = stop
+
+    async def run_on(self, listener: socket.socket, started: Callable[[], None]) -> None:
+        """Serves; `started` is called once connections are accepted."""
+        self._started_callback = started
+        watch = asyncio.ensure_future(self._stop.wait()) if self._stop is not None else None
+        if watch is not None:
+            watch.add_done_callback(lambda task: None if task.cancelled() else self._end())
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            self._drain.end()
+            if watch is not None:
+                watch.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own, then the callback."""
+        await super().startup(sockets)
+        self._started_callback()
+
+    def _end(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._drain.begin()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals begin the drain, and are not raised again afterwards: a drained server has ended well."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._end)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,126 @@
+"""The real loop in its own thread, on the fake runner: whatever clients do, every request ends once and everything comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from radixlm.config import Config
+from radixlm.engine.core import Core
+from radixlm.engine.fake_runner import FakeRunner, continuation, fake_info
+from radixlm.engine.local import LocalEngine
+from radixlm.errors import EngineDied, QueueFull
+from radixlm.types import Part, Request, SamplingParams, from_bytes, to_bytes
+
+VOCAB = 256
+
+
+def engine(*, overlap: bool = False, runner_type: type = FakeRunner, **info) -> LocalEngine:
+    facts = fake_info(vocab_size=VOCAB, **info)
+    runner = runner_type(facts.max_running, facts.num_pages, facts.page_size, facts.context_length, VOCAB)
+    return LocalEngine(Core(runner, facts, Config(overlap=overlap)))
+
+
+def ask(key: int, prompt: list[int], num_tokens: int) -> Request:
+    return Request(key=key, script=(Part(to_bytes(prompt), SamplingParams(max_tokens=num_tokens, ignore_eos=True)),))
+
+
+def alone(prompt: list[int], num_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(continuation(tokens, VOCAB))
+    return tokens[len(prompt) :]
+
+
+async def collect(local: LocalEngine, request: Request) -> tuple[list[int], object]:
+    tokens: list[int] = []
+    async for frame in local.generate(request):
+        tokens += from_bytes(frame.tokens).tolist()
+        last = frame
+    return tokens, last.ended[0]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_many_streams_at_once_give_what_each_gives_alone(overlap):
+    async def main():
+        local = engine(overlap=overlap, num_pages=300, max_running=8)
+        rng = random.Random(1)
+        asked = [([rng.randrange(1, 4) for _ in range(rng.randrange(1, 30))], rng.randrange(1, 20)) for _ in range(60)]
+        results = await asyncio.gather(*(collect(local, ask(i, p, n)) for i, (p, n) in enumerate(asked)))
+        for (prompt, count), (tokens, ended) in zip(asked, results):
+            assert tokens == alone(prompt, count)
+            assert ended.finish.type == "length"
+        await local.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_closing_a_stream_aborts_and_leaves_nothing_behind(overlap):
+    async def main():
+        local = engine(overlap=overlap)
+
+        async def leave_early(key):
+            async for frame in local.generate(ask(key, [key % 5 + 1] * 20, 200)):
+                if frame.tokens:
+                    break
+
+        await asyncio.gather(*(leave_early(key) for key in range(50)))
+        for _ in range(100):
+            stats = await local.control("stats")
+            if not stats["open"]:
+                break
+            await asyncio.sleep(0.01)
+        assert stats["open"] == stats["running"] == stats["used_pages"] == 0
+        assert stats["free_pages"] + stats["idle_pages"] == stats["total_pages"]
+        await local.control("flush_cache")
+        assert (await local.control("stats"))["free_pages"] == stats["total_pages"]
+        await local.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_raises_in_the_caller():
+    async def main():
+        local = engine(max_running=1, max_queued=1)
+        tasks = [asyncio.ensure_future(collect(local, ask(i, [1] * 9, 100))) for i in range(4)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(r, QueueFull) for r in results) == 2  # one runs, one waits
+        await local.close()
+
+    asyncio.run(main())
+
+
+def test_closing_the_engine_ends_what_is_open():
+    async def main():
+        local = engine()
+        task = asyncio.ensure_future(collect(local, ask(0, [1] * 9, 240)))
+        await asyncio.sleep(0.02)
+        await local.close()
+        tokens, ended = await task
+        assert ended.finish.type in ("abort", "length")
+
+    asyncio.run(main())
+
+
+class _Breaks(FakeRunner):
+    def forward(self, plan):
+        if plan.index == 5:
+            raise RuntimeError("the device is on fire")
+        return super().forward(plan)
+
+
+def test_a_failing_step_ends_every_request_with_an_error_and_none_hangs():
+    async def main():
+        local = engine(runner_type=_Breaks)
+        results = await asyncio.gather(
+            *(collect(local, ask(i, [i + 1] * 9, 50)) for i in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(r, EngineDied) for r in results)
+        with pytest.raises(EngineDied):
+            await collect(local, ask(9, [1], 1))
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
