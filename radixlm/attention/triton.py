@@ -12,18 +12,25 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.attention.api import AttentionShape, Batch, KVStore
-from radixlm.attention.triton_kernel import Kernel, Pages, Variant, Workspace, attend
+from radixlm.attention.triton_kernel import ALONE, FIRST, SECOND, Kernel, Pages, Variant, Workspace, attend
 from radixlm.attention.triton_schedule import Cut, Items, schedule
 from radixlm.ops.triton_launch import next_power, num_processors
 
-SHORT = Variant(rows=16, block=64, num_warps=4, num_stages=3)
-"""Decode rows, and chunks as short as fit in the same 16 rows: bound by memory, several programs per multiprocessor."""
+FEW = Variant(rows=16, block=128, num_warps=4, num_stages=3)
+"""Short chunks, few of them: the time is latency, so many small splits and large blocks."""
 
-LONG = Variant(rows=128, block=64, num_warps=8, num_stages=3)
-"""Everything else: bound by arithmetic."""
+MANY = Variant(rows=16, block=64, num_warps=2, num_stages=4)
+"""Short chunks, many of them: bound by memory, several programs per multiprocessor."""
 
-_SHORT_PROGRAMS, _LONG_PROGRAMS = 4, 1  # per multiprocessor
-_SHORT_BLOCKS, _LONG_BLOCKS = 2, 4  # smallest split, in blocks
+LONG = Variant(rows=64, block=64, num_warps=4, num_stages=3)
+"""Chunks that do not fit in 16 rows, in steps of few tokens: beside decode rows."""
+
+LONGEST = Variant(rows=128, block=128, num_warps=8, num_stages=3)
+"""The same in steps of many tokens: bound by arithmetic."""
+
+_MANY_CHUNKS, _MANY_TOKENS = 17, 1024
+_SETTINGS = {FEW: (2, 4), MANY: (4, 4), LONG: (2, 1), LONGEST: (4, 2)}
+"""Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +55,36 @@ class TritonAttention:
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
         self._shape = shape
         self._kv = kv
-        self._short, self._long = _kinds(shape, kv.layer(0)[0].device)
+        device, group = kv.layer(0)[0].device, shape.num_heads // shape.num_kv_heads
+        upto = _rows(shape, MANY) // group
+        self._few, self._many = (make_kind(shape, device, kind, (0, upto, *_SETTINGS[kind])) for kind in (FEW, MANY))
+        self._long, self._longest = (
+            make_kind(shape, device, kind, (upto, (1 << 31) - 1, *_SETTINGS[kind])) for kind in (LONG, LONGEST)
+        )
         self._planned: _Planned | None = None
 
     def plan(self, batch: Batch) -> None:  # hot
         """Launches the cutting of this step's chunks into items."""
-        kinds = (self._short, self._long) if batch.max_length > self._short.cut.upto else (self._short,)
-        items = tuple((kind, {window: schedule(batch, kind.cut, window) for window in kind.kernels}) for kind in kinds)
+        items = tuple(
+            (kind, {window: schedule(batch, kind.cut, window) for window in kind.kernels}) for kind in self._kinds(batch)
+        )
         self._planned = _Planned(Pages(batch.page_table, batch.page_size), items)
 
     def run(self, q: torch.Tensor, layer: int) -> torch.Tensor:  # hot
         """q [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
         assert self._planned, "run before plan"
         out, window = torch.empty_like(q), self._shape.window[layer]
-        for kind, items in self._planned.items:
-            attend(q, out, self._kv.layer(layer), self._planned.pages, items[window], kind.kernels[window])
+        orders = (FIRST, SECOND) if len(self._planned.items) == 2 else (ALONE,)
+        for order, (kind, items) in zip(orders, self._planned.items):
+            attend(q, out, self._kv.layer(layer), self._planned.pages, items[window], kind.kernels[window], order.value)
         return out.flatten(1)
 
-
-def _kinds(shape: AttentionShape, device: torch.device) -> tuple[Kind, Kind]:
-    """Short and long chunks, apart at what fits in one tile of the short kernel."""
-    upto = _rows(shape, SHORT) // (shape.num_heads // shape.num_kv_heads)
-    short = make_kind(shape, device, SHORT, (0, upto, _SHORT_BLOCKS, _SHORT_PROGRAMS))
-    return short, make_kind(shape, device, LONG, (upto, (1 << 31) - 1, _LONG_BLOCKS, _LONG_PROGRAMS))
+    def _kinds(self, batch: Batch) -> tuple[Kind, ...]:
+        """Long chunks first if there may be any: there are few programs for them, and they take longest."""
+        short = self._few if len(batch.slots) < _MANY_CHUNKS else self._many
+        if batch.max_length <= short.cut.upto:
+            return (short,)
+        return (self._longest if len(batch.cells) >= _MANY_TOKENS else self._long, short)
 
 
 def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:

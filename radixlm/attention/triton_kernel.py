@@ -17,10 +17,13 @@ import triton.language as tl
 
 from radixlm.attention.api import AttentionShape
 from radixlm.attention.triton_schedule import FIELDS, Items
-from radixlm.ops.triton_launch import follow, launch_options, next_power
+from radixlm.ops.triton_launch import await_previous, launch_options, next_power, release_next
 
-HIDDEN = tl.constexpr(-1.0e30)
-"""Score of a key that a query may not see. Finite: a row whose keys are all hidden yields numbers, which weigh nothing later."""
+LOWEST = tl.constexpr(-1.0e30)
+"""Running maximum before the first visible key. Finite, so that its difference to a hidden key's score of -inf is no NaN."""
+
+ALONE, FIRST, SECOND = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""Where a launch stands among those of one layer. FIRST and SECOND run side by side: SECOND waits for FIRST when it ends."""
 
 _LOG2_E = 1.4426950408889634
 
@@ -52,35 +55,38 @@ def _attend_kernel(
     q, keys, values, out, table, table_stride, records, count, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two."""
-    follow(OVERLAP)
+    if ORDER == FIRST:
+        await_previous(OVERLAP)
+        release_next(OVERLAP)
+    else:
+        release_next(OVERLAP)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_BLOCK)
-    total_items = tl.load(count) * KV_HEADS
+    total_items = _fresh(count) * KV_HEADS
+    slot, first_token, tokens, position, low, high, splits, part, first = _item(records, tl.program_id(0) // KV_HEADS)
+    if ORDER == ALONE:
+        await_previous(OVERLAP)
     for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
-        record = records + (index // KV_HEADS) * FIELDS
         head = index % KV_HEADS
-        pages = table + tl.load(record).to(tl.int64) * table_stride
-        position = tl.load(record + 3)
-        low, high = tl.load(record + 4), tl.load(record + 5)
-
-        live = row < tl.load(record + 2) * GROUP
-        token = tl.load(record + 1) + row // GROUP
+        pages = table + slot.to(tl.int64) * table_stride
+        live = row < tokens * GROUP
+        token = first_token + row // GROUP
         cell = ((token * KV_HEADS + head) * GROUP + row % GROUP)[:, None].to(tl.int64) * DIM + dim[None, :]
         inside = live[:, None] & (dim < DIM)[None, :]
-        query = tl.load(q + cell, mask=inside, other=0.0)
+        query = tl.load(q + cell, mask=inside, other=0.0, cache_modifier=".cg")
         at = position + row // GROUP
 
-        peak = tl.full((ROWS,), HIDDEN, tl.float32)
+        peak = tl.full((ROWS,), LOWEST, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
         # Blocks that every query of the tile sees whole need no mask: those from `seen` to `whole`.
         whole = low + tl.maximum(0, (tl.minimum(high, position + 1) - low) // BLOCK) * BLOCK
         seen = low
         if WINDOW > 0:
-            last = position + tl.load(record + 2) - 1
+            last = position + tokens - 1
             seen = tl.minimum(whole, low + tl.cdiv(tl.maximum(0, last - WINDOW + 1 - low), BLOCK) * BLOCK)
             peak, total, acc = _attend(
                 query, at, keys, values, pages, head, low, seen, high, scale, softcap, peak, total, acc,
@@ -95,20 +101,38 @@ def _attend_kernel(
             KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
         )  # fmt: skip
 
-        splits = tl.load(record + 6)
         if splits == 1:
             tl.store(out + cell, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
         else:
-            part = tl.load(record + 7) * KV_HEADS + head
-            first = tl.load(record + 8) * KV_HEADS + head
-            tl.store(sums + (part * ROWS + row)[:, None].to(tl.int64) * DIM_BLOCK + dim[None, :], acc, mask=live[:, None])
-            tl.store(stats + part * 2 * ROWS + row, peak)
-            tl.store(stats + part * 2 * ROWS + ROWS + row, total)
+            mine, origin = part * KV_HEADS + head, first * KV_HEADS + head
+            tl.store(sums + (mine * ROWS + row)[:, None].to(tl.int64) * DIM_BLOCK + dim[None, :], acc, mask=live[:, None])
+            tl.store(stats + mine * 2 * ROWS + row, peak)
+            tl.store(stats + mine * 2 * ROWS + ROWS + row, total)
             tl.debug_barrier()
-            if tl.atomic_add(counters + first, 1, sem="acq_rel") == splits - 1:
-                tl.store(counters + first, 0)
-                result = _add_splits(sums, stats, first, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
+            if tl.atomic_add(counters + origin, 1, sem="acq_rel") == splits - 1:
+                tl.store(counters + origin, 0)
+                result = _add_splits(sums, stats, origin, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
                 tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
+        following = tl.minimum(index + tl.num_programs(0), total_items - 1) // KV_HEADS
+        slot, first_token, tokens, position, low, high, splits, part, first = _item(records, following)
+    if ORDER == SECOND:
+        await_previous(OVERLAP)
+
+
+@triton.jit
+def _item(records, index):
+    """The fields of an item, in the order in which `_schedule_kernel` writes them."""
+    record = records + index * FIELDS
+    return (
+        _fresh(record), _fresh(record + 1), _fresh(record + 2), _fresh(record + 3), _fresh(record + 4),
+        _fresh(record + 5), _fresh(record + 6), _fresh(record + 7), _fresh(record + 8),
+    )  # fmt: skip
+
+
+@triton.jit
+def _fresh(pointer):
+    """A load past the L1 cache, which is only sure to hold what is current after `await_previous`."""
+    return tl.load(pointer, cache_modifier=".cg")
 
 
 @triton.jit
@@ -140,7 +164,7 @@ def _attend(
             visible = (key[None, :] <= at[:, None]) & (key < high)[None, :]
             if WINDOW > 0:
                 visible = visible & (key[None, :] > at[:, None] - WINDOW)
-            scores = tl.where(visible, scores, HIDDEN)
+            scores = tl.where(visible, scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, axis=1) * unit)
         weights = tl.exp2(scores * unit - new_peak[:, None])
         decay = tl.exp2(peak - new_peak)
@@ -159,10 +183,10 @@ def _add_splits(
     sums, stats, first, splits, live, row, dim, KV_HEADS: tl.constexpr, ROWS: tl.constexpr, DIM_BLOCK: tl.constexpr
 ):
     """The softmax over all splits of a tile, in their order."""
-    peak = tl.full((ROWS,), HIDDEN, tl.float32)
+    peak = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
-    for split in range(splits):
+    for split in tl.range(0, splits, loop_unroll_factor=4):  # four at a time: loads of several are under way
         part = first + split * KV_HEADS
         new = tl.load(stats + part * 2 * ROWS + row, cache_modifier=".cg")
         new_peak = tl.maximum(peak, new)
@@ -189,6 +213,7 @@ def attend(
     pages: Pages,
     items: Items,
     kernel: Kernel,
+    order: int = ALONE.value,
 ) -> None:
     """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
     shape, variant, workspace = kernel.shape, kernel.variant, kernel.workspace
@@ -196,7 +221,7 @@ def attend(
         q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
         workspace.sums, workspace.stats, workspace.counters, kernel.scale, shape.softcap * _LOG2_E,
         shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
-        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages,
+        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages, order,
         num_warps=variant.num_warps, **launch_options(q.device),
     )  # fmt: skip
 

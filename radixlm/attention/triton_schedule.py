@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from radixlm.attention.api import Batch
-from radixlm.ops.triton_launch import follow, launch_options, next_power
+from radixlm.ops.triton_launch import await_previous, launch_options, next_power
 
 FIELDS = tl.constexpr(16)
 """int32 values per item, nine of them used: see `_schedule_kernel`."""
@@ -65,7 +65,7 @@ def _schedule_kernel(
     WINDOW: tl.constexpr, CHUNKS: tl.constexpr, ITEMS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """ITEMS records per program. Each program sums over all chunks again: there are few, and no second pass is needed."""
-    follow(OVERLAP)
+    await_previous(OVERLAP)  # and releases nobody: the plan is complete before any kernel after it starts
     chunk = tl.arange(0, CHUNKS)
     length = tl.load(lengths + chunk, mask=chunk < chunks, other=0)
     tiles, blocks = _measure(length, tl.load(starts + chunk, mask=chunk < chunks, other=0), ABOVE, UPTO, TILE, BLOCK, WINDOW)

@@ -67,7 +67,7 @@ def _prompt(prompt: Prompt) -> str | Sequence[int] | Chat:
     if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
         return cast("str | list[int]", prompt)
     messages = cast("list[Message]", prompt)
-    return Chat(messages=tuple(messages), continue_final_message=messages[-1].get("role") == "assistant")
+    return Chat(messages=tuple(messages))
 
 
 def _sampling(params: Params) -> SamplingParams:

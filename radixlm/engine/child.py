@@ -81,13 +81,13 @@ class Parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._parting_s = 0.0
-        self._stop: Callable[[], None] = _end_now
+        self._stop: Callable[[], object] = _end_now
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
         logging.basicConfig(
             level=self.order.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
 
-    def on_end(self, stop: Callable[[], None], parting_s: float = _PARTING_S) -> None:
+    def on_end(self, stop: Callable[[], object], parting_s: float = _PARTING_S) -> None:
         """Calls `stop` (in a thread of its own) when the lifeline ends, and ends the process `parting_s` later."""
         self._parting_s = parting_s
         self._stop = stop

@@ -105,10 +105,11 @@ class RemoteEngine:
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
         stream = self._streams.get(key)
-        if stream is not None and not self._up:
-            return self._streams.fail(stream, Aborted("the request was aborted while it waited for the engine"))
-        self._flush()  # the engine must hear of the request before it hears of its end
-        self._send(Abort((key,)))
+        if self._up:
+            self._flush()  # the engine must hear of the request before it hears of its end
+            self._send(Abort((key,)))
+        elif stream is not None:
+            self._streams.fail(stream, Aborted("the request was aborted while it waited for the engine"))
 
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`. Raises NotReady when no engine answers in time: it starts, restarts or hangs."""
@@ -270,7 +271,7 @@ class _Connection:
         self._socket.close(linger=linger_ms)
 
     def _read(self) -> None:  # hot
-        while self._open and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self._open and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             frame = self._socket.recv(zmq.NOBLOCK)
             try:
                 self._owner.received(frame)
@@ -278,7 +279,7 @@ class _Connection:
                 logger.error("dropped a frame of %d bytes that is no message of the engine", len(frame))
 
     def _watch(self) -> None:
-        while self._open and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self._open and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._owner.connected()

@@ -39,15 +39,14 @@ _CLOSE_TIMEOUT_S = 30.0
 
 
 class LLM:
-    """A model to call: `LLM("smollm2-135m").generate("The sky is").text`. Options are those of `Config`, by name.
+    """A model to call: `LLM("smollm2-135m").generate("The sky is").text`. Options are those of `Config`, by name, or `config`.
 
-    Prompts are text, token ids, or chat messages (a list of dicts). Raises StartError if the model cannot be loaded;
-    calls raise the errors of `radixlm.errors`. A context manager.
+    Unless an option says so, requests have no deadline. Prompts are text, token ids, or chat messages (a list of dicts).
+    Raises StartError if the model cannot be loaded; calls raise the errors of `radixlm.errors`. A context manager.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
-        given = {"request_timeout": _NO_TIMEOUT_S, **options, **({} if model is None else {"model": model})}
-        self.config: Config = from_mapping(given, "LLM")
+    def __init__(self, model: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+        self.config = config or _config_of(model, options)
         self._reading: Reading = load_reading(self.config)
         core = create_core(self.config, self._reading)
         self.info: EngineInfo = core.info
@@ -223,6 +222,11 @@ class LLM:
     def _end(self, deltas: AsyncGenerator[Delta, None]) -> None:
         if self._close.alive:
             asyncio.run_coroutine_threadsafe(deltas.aclose(), self._loop)
+
+
+def _config_of(model: str | None, options: dict[str, Any]) -> Config:
+    named = {} if model is None else {"model": model}
+    return from_mapping({"request_timeout": _NO_TIMEOUT_S, **options, **named}, "LLM")
 
 
 def _ignore() -> None:

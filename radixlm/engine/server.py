@@ -7,8 +7,8 @@ frame or the bell comes, so an idle engine costs nothing. Each frontend is known
 from __future__ import annotations
 
 import logging
+import os
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -138,12 +138,12 @@ class Server:
 
     def _take(self, peer: _Peer, message: Submit | Abort | Control) -> None:
         match message:
-            case Submit(requests):
+            case Submit(requests=requests):
                 peer.open.update(dict.fromkeys(request.key for request in requests))
                 self._loop.submit(requests, peer.sink)
-            case Abort(keys):
+            case Abort(keys=keys):
                 self._loop.abort(keys, peer.sink)
-            case Control(ticket, command):
+            case Control(ticket=ticket, command=command):
                 self._loop.control(command, lambda result: peer.send(Reply(ticket, True, result)))
 
     def _send_all(self) -> None:
@@ -199,4 +199,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # tearing down torch's memory piece by piece takes a second, and nothing is left to lose

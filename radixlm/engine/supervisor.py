@@ -183,44 +183,44 @@ class Supervisor:
     async def _serve(self) -> None:
         """Keeps the engine alive until a signal comes. Raises StartError when that cannot go on."""
         while not self._stop.is_set():
-            engine, frontend = self._children["engine"], self._children["frontend"]
-            ends = {asyncio.ensure_future(engine.ended()): engine, asyncio.ensure_future(frontend.ended()): frontend}
-            watch = asyncio.ensure_future(self._stop.wait())
-            done, pending = await asyncio.wait({watch, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            for task in pending:
-                task.cancel()
-            if watch in done:
-                return
-            for task in done:
-                await self._replace(ends[task], str(task.result()))
+            await self._unless(self._stop, self._watch())
+
+    async def _watch(self) -> None:
+        """Waits for a child to end, and deals with it."""
+        ends = {asyncio.ensure_future(child.ended()): child for child in self._children.values()}
+        done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            await self._replace(ends[task], task.result())
 
     async def _replace(self, child: Child, how: str) -> None:
         if child.name == "frontend":
             raise StartError(f"the frontend process ended unexpectedly ({how}); its log is above")
         logger.error("the engine process ended unexpectedly (%s)", how)
         child.kill()  # what it may have started
-        while not self._stop.is_set():
+        while True:
             delay_s = self._restarts.delay_s(time.monotonic())
             if delay_s is None:
                 minutes = RESTART_WINDOW_S / 60
                 raise StartError(
                     f"the engine ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})"
                 )
-            if await self._unless(self._stop, self._restart(delay_s)):
+            if await self._restart(delay_s):
                 return
 
-    async def _restart(self, delay_s: float) -> None:
+    async def _restart(self, delay_s: float) -> bool:
         logger.warning("restarting the engine in %.1f s", delay_s)
         await asyncio.sleep(delay_s)
         engine = await self._spawn("engine", self._programs[0])
         try:
             await asyncio.wait_for(engine.ready(), self._config.start_timeout)
         except (StartError, TimeoutError) as error:
-            # Its end, or the end we give it here, is seen by `_serve`, which counts one more restart.
-            logger.error("the engine did not restart: %s", error)
+            logger.error("the engine did not restart: %s", str(error) or "it took too long")
             engine.kill()
-            return
+            return False
         logger.warning("the engine is ready again")
+        return True
 
     async def _drain(self) -> None:
         await self._children["frontend"].end(self._config.drain_timeout + _FRONTEND_GRACE_S)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from radixlm.ops.api import Rope
-from radixlm.ops.triton_launch import follow, launch_options, next_power
+from radixlm.ops.triton_launch import await_previous, follow, launch_options, next_power, release_next
 
 SILU_BLOCK = 1024
 
@@ -74,7 +74,9 @@ def _rope_kernel(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     half = tl.arange(0, HALF_BLOCK)[None, :]
-    follow(OVERLAP)
+    # In this order, so that attention may read the step's plan before it waits for the keys written here.
+    await_previous(OVERLAP)
+    release_next(OVERLAP)
     angle = cos_sin + tl.load(positions + token).to(tl.int64) * DIM + half
     cos = tl.load(angle, mask=half < HALF, other=0.0)
     sin = tl.load(angle + HALF, mask=half < HALF, other=0.0)

@@ -1,8 +1,9 @@
 """How the Triton kernels follow each other: programmatic dependent launch, so that one starts while the last one ends.
 
-Every kernel calls `follow` before it touches anything that another kernel writes or reads; only weights, which never
-change, may be loaded earlier. A kernel that calls it lets its successor start and then waits until all kernels before it are
-complete and their results visible, so the order on a stream holds as it does without this.
+`release_next` lets the next kernel on the stream start, `await_previous` waits until the kernels before are complete and their
+results visible. Every kernel calls both, so each one's end still comes after the end of all before it. Before it waits, a
+kernel may touch only what no running kernel writes: weights always, and what is older than its predecessor if that one
+waited before it released.
 """
 
 # Kernels are no ordinary Python: their annotations and arguments mean nothing to a type checker.
@@ -20,32 +21,41 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 class LaunchOptions(TypedDict):
-    """Keyword arguments of every launch: the constexpr that enables `follow`, and the launch attribute it needs."""
+    """Keyword arguments of every launch: the constexpr that enables the functions below, and the launch attribute they need."""
 
     OVERLAP: bool
     launch_pdl: bool
 
 
 @triton.jit
-def follow(OVERLAP: tl.constexpr):
-    """Lets the next kernel start, and waits for the results of the ones before."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-
-
-@triton.jit
 def release_next(OVERLAP: tl.constexpr):
-    """The first half of `follow`, for kernels that load weights between the halves."""
+    """Lets the next kernel start once every program of this one got here."""
     if OVERLAP:
         gdc_launch_dependents()
 
 
 @triton.jit
 def await_previous(OVERLAP: tl.constexpr):
-    """The second half of `follow`."""
+    """Waits for the results of the kernels before."""
     if OVERLAP:
         gdc_wait()
+
+
+@triton.jit
+def follow(OVERLAP: tl.constexpr):
+    """Both at once, for kernels with nothing to do before the results are there."""
+    release_next(OVERLAP)
+    await_previous(OVERLAP)
+
+
+@triton.jit
+def prefetch(lines, OVERLAP: tl.constexpr):
+    """Asks for the 256 bytes from each of these addresses (multiples of 16) to be brought into the L2 cache."""
+    if OVERLAP:
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0;",
+            "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @functools.cache

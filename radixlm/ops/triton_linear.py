@@ -17,10 +17,13 @@ import torch
 import triton
 import triton.language as tl
 
-from radixlm.ops.triton_launch import await_previous, launch_options, release_next
+from radixlm.ops.triton_launch import await_previous, launch_options, prefetch, release_next
 
 MAX_TILES = 4096
 """Tiles of a split product at most: one counter each."""
+
+LINE = tl.constexpr(128)
+"""Columns of a 16-bit weight that one prefetch brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,14 @@ class Tiling:
     splits: int = 1  # programs that share the columns
     num_warps: int = 4
     num_stages: int = 4
+    ahead: int = 512  # weight columns per program that are fetched before x is known: 0 or a power of two >= 128
 
     def fits(self, out_features: int, in_features: int) -> bool:
         """Whether a weight of this shape divides into these blocks."""
         if self.rows == 1:
             return out_features % self.block_out == 0
         whole = out_features % self.block_out == 0 and in_features % (self.block_in * self.splits) == 0
+        whole = whole and self.ahead * self.splits <= in_features
         return whole and (self.splits == 1 or out_features // self.block_out <= MAX_TILES)
 
 
@@ -53,22 +58,20 @@ def _vector_kernel(
     column = tl.arange(0, BLOCK_IN)
     rows = weight + out[:, None].to(tl.int64) * in_features
     inside = column < in_features
-    if WHOLE:
-        w = tl.load(rows + column[None, :])
-        await_previous(OVERLAP)
-        total = w.to(tl.float32) * tl.load(x + column).to(tl.float32)[None, :]
-    else:
-        w = tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
-        await_previous(OVERLAP)
-        total = w.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    first = tl.load(rows + column[None, :]) if WHOLE else tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
+    if WHOLE and BLOCK_IN >= LINE:
+        if in_features > BLOCK_IN:
+            prefetch(rows + (BLOCK_IN + tl.arange(0, BLOCK_IN // LINE) * LINE)[None, :], OVERLAP)
+    await_previous(OVERLAP)
+    total = first.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     for begin in range(BLOCK_IN, in_features, BLOCK_IN):
         at = begin + column
         if WHOLE:
             total += tl.load(rows + at[None, :]).to(tl.float32) * tl.load(x + at).to(tl.float32)[None, :]
         else:
             inside = at < in_features
-            w = tl.load(rows + at[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
-            total += w * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            block = tl.load(rows + at[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
+            total += block * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     result = tl.sum(total, axis=1)
     if HAS_BIAS:
         result += tl.load(bias + out).to(tl.float32)
@@ -79,7 +82,7 @@ def _vector_kernel(
 def _matrix_kernel(
     x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size, splits,
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_OUT outputs of all rows per program, over one split of the columns: total [BLOCK_OUT, ROWS] = weight @ x.T."""
     release_next(OVERLAP)
@@ -87,10 +90,14 @@ def _matrix_kernel(
     out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     row = tl.arange(0, ROWS)
     column = split * split_size + tl.arange(0, BLOCK_IN)
-    weights = weight + out[:, None].to(tl.int64) * in_features + column[None, :]
+    rows_of_tile = weight + out[:, None].to(tl.int64) * in_features
+    weights = rows_of_tile + column[None, :]
     # Rows past the last repeat it: a load without a mask, and nothing of them is stored.
     inputs = x + tl.minimum(row, rows - 1)[None, :] * in_features + column[:, None]
     total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
+    # The first AHEAD columns come into the L2 cache while the kernel before still computes x.
+    if AHEAD:
+        prefetch(rows_of_tile + (split * split_size + tl.arange(0, AHEAD // LINE) * LINE)[None, :], OVERLAP)
     await_previous(OVERLAP)
     for _ in tl.range(0, split_size, BLOCK_IN, num_stages=NUM_STAGES):
         total = tl.dot(tl.load(weights), tl.load(inputs), total, input_precision="ieee")
@@ -145,7 +152,7 @@ def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     _matrix_kernel[(out_features // tiling.block_out, tiling.splits)](
         x, weight, weight if bias is None else bias, y, parts, split_counters(x.device),
         x.shape[0], out_features, in_features, in_features // tiling.splits, tiling.splits,
-        bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
+        bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages, tiling.ahead,
         num_warps=tiling.num_warps, **launch_options(x.device),
     )  # fmt: skip
 

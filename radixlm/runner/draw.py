@@ -26,7 +26,7 @@ def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
         return largest, index
     groups = logits.view(rows, -1, GROUP)
     group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
-    largest, inside = groups.take_along_dim(group.unsqueeze(-1), dim=1).squeeze(1).max(dim=-1)
+    largest, inside = groups.gather(1, group.unsqueeze(-1).expand(-1, 1, GROUP)).squeeze(1).max(dim=-1)
     return largest, group.squeeze(1).mul_(GROUP).add_(inside)
 
 
@@ -57,12 +57,25 @@ def draw(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
 
 def draw_cut(weights: torch.Tensor, choice: Choice) -> torch.Tensor:
     """Random tokens under top-k, top-p and min-p: weights float32 [rows, vocab], largest 1 -> int64 [rows]."""
-    total = _whole(weights, weights.shape[1]).sum(dim=-1)
+    whole = _whole(weights, weights.shape[1])
+    total = whole.sum(dim=-1)
     tokens, complete = _draw_among(weights, total, choice, CANDIDATES)
     rest = (~complete).nonzero().squeeze(1)  # rows whose cut lies beyond the candidates
     if len(rest):
-        tokens[rest], _ = _draw_among(weights[rest], total[rest], choice.rows(rest), weights.shape[1])
+        some = choice.rows(rest)
+        tokens[rest], _ = _draw_among(weights[rest], total[rest], some, _enough(whole[rest], total[rest], some))
     return tokens
+
+
+def _enough(whole: torch.Tensor, total: torch.Tensor, choice: Choice) -> int:
+    """So many of the largest weights of each row hold all that its cut can keep, and one that it cannot.
+
+    Weights below (1 - top_p) * total / vocab add up to less than 1 - top_p of the total, so top-p keeps none of them.
+    """
+    vocab = whole.shape[1]
+    floor = (1 - choice.top_p) * total / vocab * (1 - 1e-9)
+    count = (whole >= floor.unsqueeze(1)).sum(dim=-1)
+    return int(torch.where(choice.top_k < vocab, vocab, count).max()) + 1
 
 
 def _draw_among(

@@ -7,6 +7,8 @@ once if it was (OpenAI's formula). A bias is added after them, so it is exact.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -16,6 +18,16 @@ from radixlm.sched.sampled import Masks
 from radixlm.types import IntArray
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+SLICE_ELEMENTS = 1 << 19
+"""Logits worked on at a time: their temporaries stay in the cache, and the rows' results do not depend on it."""
+
+
+def slices(rows: Int64Array, vocab_size: int) -> Iterator[Int64Array]:
+    """These rows in runs of SLICE_ELEMENTS logits."""
+    step = max(1, SLICE_ELEMENTS // vocab_size)
+    return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 class History:
@@ -74,9 +86,10 @@ class Edits:
 
     def _penalise(self, logits: torch.Tensor, rows: Int64Array, slots: IntArray) -> None:
         to_device = self._settings.on_device
-        index = to_device(rows)
-        penalties = to_device(self._settings.penalties[slots])
-        logits[index] = self._history.penalise(logits[index], to_device(slots), penalties)
+        for part in slices(np.arange(len(rows)), logits.shape[1]):
+            index = to_device(rows[part])
+            penalties = to_device(self._settings.penalties[slots[part]])
+            logits[index] = self._history.penalise(logits[index], to_device(slots[part]), penalties)
 
     def _bias(self, logits: torch.Tensor, rows: Int64Array, slots: IntArray) -> None:
         to_device, bias = self._settings.on_device, self._settings.bias
@@ -89,9 +102,10 @@ class Edits:
 
     def _mask(self, logits: torch.Tensor, masks: Masks) -> None:
         to_device = self._settings.on_device
-        index = to_device(masks.rows)
-        allowed = unpack(to_device(masks.bits), logits.shape[1])
-        logits[index] = logits[index].masked_fill_(~allowed, -torch.inf)
+        for part in slices(np.arange(len(masks.rows)), logits.shape[1]):
+            index = to_device(masks.rows[part])
+            allowed = unpack(to_device(masks.bits[part]), logits.shape[1])
+            logits[index] = logits[index].masked_fill_(~allowed, -torch.inf)
 
 
 def unpack(bits: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -25,22 +25,23 @@ class Scores:
     chosen: torch.Tensor  # float32 [rows]
     top_tokens: torch.Tensor  # int64 [rows, k]
     top_logprobs: torch.Tensor  # float32 [rows, k]
+    counts: list[int]  # [rows]: how many of the k each row reports
 
-    def messages(self, counts: list[int]) -> list[TokenLogprobs]:
-        """One for each row, with its `counts[i]` most likely tokens. Waits for the device."""
+    def messages(self) -> list[TokenLogprobs]:
+        """One for each row. Waits for the device."""
         columns = (self.tokens.tolist(), self.chosen.tolist(), self.top_tokens.tolist(), self.top_logprobs.tolist())
         return [
             TokenLogprobs(token, logprob, tuple(tokens[:count]), tuple(logprobs[:count]))
-            for token, logprob, tokens, logprobs, count in zip(*columns, counts)
+            for token, logprob, tokens, logprobs, count in zip(*columns, self.counts)
         ]
 
 
-def score(logprobs: torch.Tensor, tokens: torch.Tensor, count: int) -> Scores:
-    """Of logprobs [rows, vocab]: those of tokens [rows] and the `count` best."""
-    tokens = tokens.long()
+def score(logprobs: torch.Tensor, tokens: torch.Tensor, counts: list[int]) -> Scores:
+    """Of logprobs [rows, vocab]: those of tokens [rows], and the `counts[i]` best of row i."""
+    count, tokens = max(counts), tokens.long()
     chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
     values, ids = top(logprobs, max(count, MARGIN)) if count else (logprobs[:, :0], tokens.new_empty(len(tokens), 0))
-    return Scores(tokens, chosen, ids[:, :count], values[:, :count])
+    return Scores(tokens, chosen, ids[:, :count], values[:, :count], counts)
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -50,14 +51,12 @@ def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RowScores:
-    """Scores of one chunk's consecutive positions from `start` on; `count` most likely tokens are reported of each."""
+    """Scores of one chunk's consecutive positions from `start` on, in parts."""
 
     row: int
     start: int
-    count: int
-    scores: Scores
+    parts: list[Scores]
 
     def message(self) -> tuple[int, Logprobs]:
         """(chunk row, message without key). Waits for the device."""
-        counts = [self.count] * len(self.scores.tokens)
-        return self.row, Logprobs(0, self.start, tuple(self.scores.messages(counts)))
+        return self.row, Logprobs(0, self.start, tuple(message for part in self.parts for message in part.messages()))

@@ -55,7 +55,7 @@ class ModelStep:
         if chosen.scores is None:
             return []
         chunks = np.flatnonzero(self._plan.samples)
-        messages = chosen.scores.messages(chosen.counts.tolist())
+        messages = chosen.scores.messages()
         return [
             (int(chunks[row]), Logprobs(0, int(self._rows.positions[row]), (message,)))
             for row, message in zip(chosen.scored.tolist(), messages)

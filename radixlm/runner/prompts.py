@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from radixlm.runner.logprobs import RowScores, Scores, log_probabilities, score
+from radixlm.runner.logprobs import RowScores, log_probabilities, score
 from radixlm.sched.plan import Logits, Opened, Plan
 from radixlm.types import IntArray
 
@@ -73,14 +73,9 @@ def score_spans(
     for span, rows in zip(spans, hidden.split([len(span.targets) for span in spans])):
         targets = torch.from_numpy(np.array(span.targets)).to(hidden.device)
         count = min(span.count, vocab_size)
-        slices = [
-            score(log_probabilities(logits(part)), target, count)
+        parts = [
+            score(log_probabilities(logits(part)), target, [count] * len(target))
             for part, target in zip(rows.split(step), targets.split(step))
         ]
-        scored.append(RowScores(span.row, span.start, count, _join(slices)))
+        scored.append(RowScores(span.row, span.start, parts))
     return scored
-
-
-def _join(slices: list[Scores]) -> Scores:
-    columns = zip(*((s.tokens, s.chosen, s.top_tokens, s.top_logprobs) for s in slices))
-    return Scores(*(torch.cat(column) for column in columns))

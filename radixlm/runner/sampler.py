@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from radixlm.runner.draw import best, draw, draw_cut, weigh
-from radixlm.runner.edits import Edits, History, Int64Array
+from radixlm.runner.edits import Edits, History, Int64Array, slices
 from radixlm.runner.logprobs import Scores, log_probabilities, score
 from radixlm.runner.settings import CUT, EDITS, PENALISED, RANDOM, SCORED, Settings
 from radixlm.sched.plan import Opened
 from radixlm.sched.sampled import FAILED, Masks
 from radixlm.types import IntArray
+
+_NO_ROWS: Int64Array = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,6 @@ class Chosen:
 
     tokens: torch.Tensor  # int32 [rows], or FAILED
     scored: Int64Array  # rows with log probabilities
-    counts: IntArray  # [scored rows]: how many of the most likely tokens are wanted
     scores: Scores | None  # of the scored rows; None if there are none
 
 
@@ -57,32 +58,31 @@ class Sampler:
         """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device, unless rows use top-k or top-p."""
         uses = self.settings.uses[rows.slots]
         used = int(np.bitwise_or.reduce(uses))
-        if used or masks is not None:
-            logits = logits.float()
-        scored = np.flatnonzero(uses & SCORED)
+        logits = logits.float()
+        scored = np.flatnonzero(uses & SCORED) if used & SCORED else _NO_ROWS
         raw = log_probabilities(logits[self.settings.on_device(scored)]) if scored.size else None
         if used & EDITS or masks is not None:
             self._edits.apply(logits, rows.slots, rows.positions, masks)
         largest, tokens = best(logits)
         if used & RANDOM:
             self._randomise(tokens, logits, largest, rows)
-        counts = self.settings.num_scores[rows.slots[scored]]
-        scores = None if raw is None else score(raw, tokens[self.settings.on_device(scored)], int(counts.max()))
         if used & PENALISED:
             self._remember(rows, tokens, uses)
-        tokens = torch.where(largest.isfinite(), tokens, FAILED).int()
-        return Chosen(tokens, scored, counts, scores)
+        scores = None if raw is None else self._score(raw, tokens, rows, scored)
+        return Chosen(torch.where(largest.isfinite(), tokens, FAILED).int(), scored, scores)
+
+    def _score(self, raw: torch.Tensor, tokens: torch.Tensor, rows: Rows, scored: Int64Array) -> Scores:
+        counts = self.settings.num_scores[rows.slots[scored]].tolist()
+        return score(raw, tokens[self.settings.on_device(scored)], counts)
 
     def _randomise(self, tokens: torch.Tensor, logits: torch.Tensor, largest: torch.Tensor, rows: Rows) -> None:
         """Replaces the tokens of rows with a temperature."""
         uses = self.settings.uses[rows.slots]
         for method, wanted in ((draw, RANDOM), (draw_cut, RANDOM | CUT)):
-            mine = np.flatnonzero(uses & (RANDOM | CUT) == wanted)
-            if not mine.size:
-                continue
-            choice = self.settings.choice(rows.slots[mine], rows.positions[mine])
-            index = self.settings.on_device(mine)
-            tokens[index] = method(weigh(logits[index], largest[index], choice.temperature), choice)
+            for mine in slices(np.flatnonzero(uses & (RANDOM | CUT) == wanted), logits.shape[1]):
+                choice = self.settings.choice(rows.slots[mine], rows.positions[mine])
+                index = self.settings.on_device(mine)
+                tokens[index] = method(weigh(logits[index], largest[index], choice.temperature), choice)
 
     def _remember(self, rows: Rows, tokens: torch.Tensor, uses: Int64Array) -> None:
         """Counts the chosen tokens of penalised rows."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,9 +21,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 _READ_TIMEOUT_S = 30.0
 _WHERE = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
-_KEY_BEFORE = re.compile(rb'"([A-Za-z0-9_.-]{1,64})"\s*:\s*[\[{]?[^"{}]*$')
 _SHOWABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_NAMED = 16
+_MAX_SEARCHED = 1 << 20
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -115,14 +117,32 @@ def _value_at(raw: bytes, path: str) -> str:
 
 
 def _malformed(raw: bytes, text: str, prefix: str) -> InvalidRequest:
-    """NaN and Infinity are no JSON; the field they stand in is named if it can be found."""
-    position = re.search(r"\(byte (\d+)\)$", text)
-    offset = int(position[1]) if position else len(raw)
-    key = _KEY_BEFORE.search(raw[max(0, offset - 200) : offset])
-    literal = re.match(rb"-?[A-Za-z]{1,16}", raw[max(0, offset - 1) : offset + 16].lstrip(b" :,["))
-    if key and literal:
-        name = prefix + key[1].decode()
-        return InvalidRequest(
-            f"{name} is {literal[0].decode()}, which is no JSON value; send a finite number", param=name
-        )
-    return InvalidRequest(f"the body is no JSON: {text}")
+    """NaN and Infinity are no JSON, though many clients write them: the field they stand in is named."""
+    found = _first_constant(raw) if len(raw) <= _MAX_SEARCHED else None
+    if found is None:
+        return InvalidRequest(f"the body is no JSON: {text}")
+    name = prefix + found[0]
+    return InvalidRequest(f"{name} is {found[1].text}, which is no JSON value; send a finite number", param=name)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    text: str  # NaN, Infinity or -Infinity
+
+
+def _first_constant(raw: bytes) -> tuple[str, _Constant] | None:
+    """(path, constant) of the first of them in a body that is JSON otherwise."""
+    try:
+        root = json.loads(raw, parse_constant=_Constant)
+    except (ValueError, RecursionError):
+        return None
+    stack: list[tuple[str, Any]] = [("", root)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, _Constant):
+            return path, value
+        if isinstance(value, dict):
+            stack += [(f"{path}.{key}" if path else str(key), item) for key, item in reversed(value.items())]
+        elif isinstance(value, list):
+            stack += [(f"{path}[{i}]", item) for i, item in reversed(list(enumerate(value)))]
+    return None

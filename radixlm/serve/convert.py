@@ -40,7 +40,9 @@ def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | list[
     """(prompts, whether a list of them was sent). A list holds texts, or lists of ids, or is one prompt of ids."""
     if isinstance(prompt, str):
         return [prompt], False
-    if prompt and is_tokens(prompt):
+    if not prompt:
+        raise InvalidRequest(f"{param} is an empty list; it must hold at least one token or prompt", param=param)
+    if is_tokens(prompt):
         return [prompt], False
     for i, item in enumerate(prompt):
         if isinstance(item, int):

@@ -230,7 +230,7 @@ def _prompts_of(body: Generate) -> tuple[list[str | list[int]], bool]:
 def _sampling_of(body: Generate) -> tuple[list[NativeSampling], list[str]]:
     """`sampling_params`, one or one per prompt, and the names in it that are unknown."""
     raw = body.sampling_params
-    if raw is None or bytes(raw) == b"null":
+    if bytes(raw) == b"null":
         return [NativeSampling()], []
     if not bytes(raw).lstrip().startswith(b"["):
         return [_one_sampling(raw, "sampling_params.")], unknown_fields(raw, NativeSampling, "sampling_params.")

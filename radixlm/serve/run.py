@@ -1,6 +1,7 @@
 """Serves the application on one socket until told to stop, then drains: no new work, what runs may finish, then an end.
 
-Connections that send half a request are closed after `HEADER_S`; the server never waits for ever on a client.
+Connections that send half a request are closed after `HEADER_S`, those that take no bytes after `STALL_S`: the server never
+waits for ever on a client.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from radixlm.serve.health import Health
 logger = logging.getLogger(__name__)
 
 HEADER_S = 10.0
+STALL_S = 60.0
 KEEP_ALIVE_S = 30
 _AFTER_DRAIN_S = 2.0
 _BACKLOG = 2048
@@ -37,9 +39,9 @@ _BACKLOG = 2048
 async def serve(
     frontend: Frontend, config: Config, ready: Callable[[str], None], stop: asyncio.Event | None = None
 ) -> None:
-    """Serves until SIGINT, SIGTERM or `stop`; a second signal ends at once. Calls `ready` with the URL once it listens.
+    """Serves until `stop`, or without one until SIGINT or SIGTERM; a second signal ends at once.
 
-    The frontend stays open. Raises StartError if the address cannot be bound.
+    Calls `ready` with the URL once it listens. The frontend stays open. Raises StartError if the address cannot be bound.
     """
     app = create_app(frontend, config)
     listener = bind(config.host, config.port)
@@ -99,9 +101,10 @@ def _settings(app: Any, config: Config) -> uvicorn.Config:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with a limit on the time and the bytes that a request's headers may take."""
+    """HTTP/1.1 with limits: on the time and the bytes of a request's headers, and on the time a full buffer stays full."""
 
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
     _num_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -120,9 +123,27 @@ class _Protocol(HttpToolsProtocol):
         elif self._timer is None:
             self._timer = self.loop.call_later(HEADER_S, self.transport.close)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(STALL_S, self._give_up)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stall()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_stall()
         super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        logger.warning("a client took too little for %g s; its connection is cut", STALL_S)
+        self.transport.abort()
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -191,7 +212,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals begin the drain, and are not raised again afterwards: a drained server has ended well."""
-        if threading.current_thread() is not threading.main_thread():
+        if self._stop is not None or threading.current_thread() is not threading.main_thread():
             yield
             return
         loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)

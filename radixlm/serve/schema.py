@@ -35,7 +35,7 @@ class Sampling(msgspec.Struct, kw_only=True, dict=False):
 class NativeSampling(Sampling, kw_only=True):
     """`sampling_params` of POST /generate."""
 
-    max_new_tokens: int | None = msgspec.UNSET  # type: ignore[assignment]  # null means: to the end of the context
+    max_new_tokens: int | msgspec.UnsetType | None = msgspec.UNSET  # null means: to the end of the context
     min_new_tokens: int | None = None
     no_stop_trim: bool | None = None
     sampling_seed: int | None = None
@@ -54,7 +54,7 @@ class Generate(Sampling, kw_only=True):
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: msgspec.Raw | None = None
+    sampling_params: msgspec.Raw = msgspec.Raw(b"null")
     rid: str | list[str] | None = None
     stream: bool | None = None
     return_logprob: bool | list[bool] | None = None

@@ -1,7 +1,7 @@
 """Server-sent events, and work that ends when the client leaves.
 
 Headers go out with the first event, or after a second without one: until then an error still gets its own status. A quiet
-stream sends a comment every `PING_S`; a client that takes nothing for `STALL_S` is let go.
+stream sends a comment every `PING_S`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 HEADERS_S = 1.0
 PING_S = 15.0
-STALL_S = 60.0
 DONE = b"data: [DONE]\n\n"
 
 T = TypeVar("T")
@@ -81,11 +80,9 @@ class _Writer:
         self._started = False
         self._last_write = self._loop.time()
         self._writing = False
-        self._task: asyncio.Task[Any] | None = None
         self._ping: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        self._task = asyncio.current_task()
         self._timer = self._loop.call_later(HEADERS_S, self._look)
         try:
             async with aclosing(self._events) as events:
@@ -120,12 +117,9 @@ class _Writer:
         self._last_write = self._loop.time()
 
     def _look(self) -> None:
-        """What the timer does: starts a quiet stream, keeps it alive, gives up on one that does not drain."""
+        """What the timer does: starts a quiet stream and keeps it alive."""
         quiet = self._loop.time() - self._last_write
-        if self._writing and quiet > STALL_S and self._task is not None:
-            logger.warning("a client took nothing for %.0f s; its stream is closed", quiet)
-            self._task.cancel()
-        elif not self._writing and (not self._started or quiet >= PING_S):
+        if not self._writing and (not self._started or quiet >= PING_S):
             self._ping = self._loop.create_task(self._write(b": ping\n\n"))
             quiet = 0.0
-        self._timer = self._loop.call_later(1.0 if self._writing else max(0.1, PING_S - quiet), self._look)
+        self._timer = self._loop.call_later(max(0.1, PING_S - quiet), self._look)

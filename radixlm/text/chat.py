@@ -68,7 +68,7 @@ def _part(part: Any, index: int) -> str:
     text = fields.get("text")
     if not isinstance(text, str):
         param = f"messages[{index}].content"
-        kind = fields["type"] if "type" in fields else "unknown"
+        kind = str(fields.get("type", "unknown"))
         raise InvalidRequest(f"{param} has a part of type {kind}; this model takes text only", param=param)
     return text
 

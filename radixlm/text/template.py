@@ -159,8 +159,8 @@ def _environment() -> jinja2.Environment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], autoescape=False
     )
-    cast(Json, environment.filters)["tojson"] = _to_json
-    cast(Json, environment.globals).update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    environment.filters.update(tojson=_to_json)  # pyright: ignore[reportUnknownMemberType]  (Jinja leaves it untyped)
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)  # pyright: ignore[reportUnknownMemberType]
     return environment
 
 

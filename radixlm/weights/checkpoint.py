@@ -8,9 +8,7 @@ from typing import Protocol
 import torch
 
 from radixlm.errors import ModelError
-
-Report = Callable[[int, int], None]
-"""Called with (bytes read so far, bytes in all) after each tensor."""
+from radixlm.weights.progress import Report
 
 
 class WeightSource(Protocol):

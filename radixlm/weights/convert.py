@@ -17,7 +17,7 @@ from radixlm.weights.gguf_config import config_json, generation_json
 from radixlm.weights.gguf_tensors import GgufTensors
 from radixlm.weights.gguf_tokenizer import write_tokenizer
 from radixlm.weights.progress import Report
-from radixlm.weights.safetensors import SINGLE
+from radixlm.weights.shards import SINGLE
 
 
 def convert_gguf(source: Path, folder: Path, report: Report) -> None:

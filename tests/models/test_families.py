@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from tests.models.families import FAMILIES, VOCAB, make_oracle, open_decoder, oracle_logits
 from tests.models.harness import Bench, make_batch
 
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+def close(found, wanted):
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def tokens(count, seed=0):
@@ -35,20 +38,20 @@ def bench(request, pair):
 def test_a_whole_prompt_gives_transformers_logits(pair, bench):
     prompt = tokens(23)
     (found,) = bench.forward((2, 0, prompt))
-    torch.testing.assert_close(found, oracle_logits(pair[0], prompt), **TOLERANCE)
+    close(found, oracle_logits(pair[0], prompt))
 
 
 def test_a_prompt_in_chunks_gives_the_same_logits(pair, bench):
     prompt = tokens(23)
     cuts = [0, 1, 7, 8, 19, 23]
-    found = [bench.forward((1, start, prompt[start:end]))[0] for start, end in zip(cuts, cuts[1:])]
-    torch.testing.assert_close(torch.cat(found), oracle_logits(pair[0], prompt), **TOLERANCE)
+    found = [bench.forward((1, start, prompt[start:end]))[0] for start, end in pairwise(cuts)]
+    close(torch.cat(found), oracle_logits(pair[0], prompt))
 
 
 def test_token_by_token_gives_the_same_logits(pair, bench):
     prompt = tokens(14)
     found = [bench.forward((0, at, [token]))[0] for at, token in enumerate(prompt)]
-    torch.testing.assert_close(torch.cat(found), oracle_logits(pair[0], prompt), **TOLERANCE)
+    close(torch.cat(found), oracle_logits(pair[0], prompt))
 
 
 def test_a_ragged_batch_of_prompts_and_decodes_does_not_mix(pair, bench):
@@ -57,7 +60,7 @@ def test_a_ragged_batch_of_prompts_and_decodes_does_not_mix(pair, bench):
     bench.forward((3, 0, texts[0][:19]), (1, 0, texts[2][:12]))
     chunks = [(3, 19, texts[0][19:]), (0, 0, texts[1]), (1, 12, texts[2][12:]), (2, 0, texts[3])]
     for found, wanted, (_, start, _) in zip(bench.forward(*chunks), expected, chunks):
-        torch.testing.assert_close(found, wanted[start:], **TOLERANCE)
+        close(found, wanted[start:])
 
 
 def test_asking_for_some_rows_gives_exactly_those(pair, bench):
@@ -68,7 +71,7 @@ def test_asking_for_some_rows_gives_exactly_those(pair, bench):
     every = bench.model.forward(flat, batch, bench.attention, bench.pool)
     rows = torch.tensor([10, 5], dtype=torch.int32)
     some = bench.model.forward(flat, batch, bench.attention, bench.pool, rows)
-    torch.testing.assert_close(some, every[rows], atol=1e-6, rtol=1e-6)
+    close(some, every[rows])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -79,7 +82,7 @@ def test_a_sharded_checkpoint_gives_the_same_logits(family, tmp_path):
     prompt = tokens(12)
     with torch.inference_mode():
         (found,) = Bench(open_decoder(tmp_path)).forward((0, 0, prompt))
-    torch.testing.assert_close(found, oracle_logits(oracle, prompt), **TOLERANCE)
+    close(found, oracle_logits(oracle, prompt))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +91,7 @@ def test_half_precision_stays_as_close_to_float32_as_transformers_half_precision
     oracle.save_pretrained(tmp_path)
     prompt = tokens(40)
     wanted = oracle_logits(oracle, prompt)
-    theirs = (oracle_logits(oracle.to(torch.bfloat16), prompt).float() - wanted).abs().mean()
+    theirs = (oracle_logits(oracle.bfloat16(), prompt).float() - wanted).abs().mean()
     with torch.inference_mode():
         (found,) = Bench(open_decoder(tmp_path, dtype="bfloat16")).forward((0, 0, prompt))
     assert (found - wanted).abs().mean() <= 1.2 * theirs

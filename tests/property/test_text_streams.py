@@ -75,6 +75,17 @@ def naive_stop(text, stops, regexes):
 
 letters = st.text(alphabet="ab\u00e9\U0001f600\n", max_size=24)
 stop_lists = st.lists(st.text(alphabet="ab\u00e9\U0001f600\n", min_size=1, max_size=4), max_size=4)
+REGEXES = [
+    "a+b",
+    "[ab]{2,3}\n",
+    "(?:ab|ba)+a",
+    r"\n\s*\n",
+    "b(a|\u00e9)?b",
+    ".\U0001f600",
+    "(?i)A[^b]a",
+    "(a+)+b",
+    "a.*b{2}",
+]
 regex_lists = st.lists(
     st.sampled_from(
         [

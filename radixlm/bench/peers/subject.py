@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +46,7 @@ class WorkerSubject:
     """An adapter in a persistent process of its own, so that interleaving several engines costs no reload."""
 
     def __init__(self, name: str, python: Path, command: Sequence[str], log: Path) -> None:
-        """`command`: adapter file, model, threads. Raises StartError with the end of the log if the engine does not load."""
+        """`command`: adapter file, model, threads. Raises StartError, naming the log, if the engine does not load."""
         self.name = name
         self._log = log
         with log.open("wb") as stderr:
@@ -59,20 +60,26 @@ class WorkerSubject:
             )
         ready = self._read()
         if "ready" not in ready:
+            self.close()
             raise StartError(f"{name} did not start: {ready.get('error')}; its output is in {log}")
         self.versions: dict[str, str] = ready["versions"]
 
     def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
         """See `Subject`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(_command(prompts, lengths)) + "\n")
-        self._process.stdin.flush()
-        return _checked(self.name, self._read(), lengths)
+        with suppress(BrokenPipeError):  # the process is gone; `_read` finds out how
+            self._process.stdin.write(json.dumps(_command(prompts, lengths)) + "\n")
+            self._process.stdin.flush()
+        result = self._read()
+        if "error" in result:
+            raise BenchError(f"{self.name} failed: {result['error']}; its output is in {self._log}")
+        return _checked(self.name, result, lengths)
 
     def close(self) -> None:
         """Ends the process: its input is over; after ten seconds it is killed."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # the last command may not have been read
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -83,7 +90,7 @@ class WorkerSubject:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": f"the worker ended; see {self._log}"}
+        return json.loads(line) if line else {"error": f"its process ended with exit code {self._process.wait()}"}
 
 
 def _environment(threads: str, *, isolated: bool) -> dict[str, str]:
@@ -101,8 +108,6 @@ def _command(prompts: Sequence[Tokens], lengths: Sequence[int]) -> dict[str, Any
 
 def _checked(name: str, result: dict[str, Any], lengths: Sequence[int]) -> Generated:
     """A comparison is void if an engine stopped early, so the lengths are part of the answer's contract."""
-    if "error" in result:
-        raise BenchError(f"{name} failed: {result['error']}")
     produced = [len(output) for output in result["outputs"]]
     if produced != list(lengths):
         raise BenchError(f"{name} produced {produced} tokens, asked for {list(lengths)}: lengths must be exact")

@@ -24,11 +24,10 @@ struct item {
 
 struct call {
     const struct attention *a;
-    const char *q;
-    char *out;
     const struct item *items;
     long *merges; /* the first item of every tile that was split */
     float *partials;
+    long tasks;
     long rows, padded_dim, units; /* rows of a tile; head_dim in full vectors; 4-byte units of a key */
     int compute;                  /* F32 or BF16: type of the products' inputs */
 };
@@ -46,6 +45,7 @@ struct work {
     uint32_t *value;      /* panels of up to NV vectors, [BLOCK or BLOCK / 2, padded_dim] */
     float *wide;          /* [2, BLOCK, head_dim]: keys and values that must be converted first */
     struct state span, all;
+    int now;
     long places[2][BLOCK]; /* of the rows of this and the next block: bytes from the first key, or the first value */
     const char *rows[2][BLOCK]; /* keys, values of this block */
 };
@@ -127,7 +127,7 @@ static void narrow_f32(long rows, int add, const char *a, long lda, const uint32
 }
 
 /* Where the keys and values of the block at `base` lie. The last one, before `end`, stands for those behind it, which are
- * masked. Fetches them early. */
+ * masked. */
 static void find_rows(const struct call *c, const struct item *item, long kv_head, long base, long end, long *places) {
     const struct attention *a = c->a;
     const int32_t *table = a->page_table + a->slots[item->chunk] * a->pages;
@@ -139,11 +139,12 @@ static void find_rows(const struct call *c, const struct item *item, long kv_hea
         page += !offset;
     }
     for (long i = count; i < BLOCK; i++) places[i] = places[count - 1];
-    for (long i = 0; i < count; i++)
-        for (long b = 0; b < bytes; b += 64) {
-            __builtin_prefetch((const char *)a->keys + places[i] + b, 0, 3);
-            __builtin_prefetch((const char *)a->values + places[i] + b, 0, 3);
-        }
+}
+
+/* Asks for `count` rows of the next block. Spread over the work on this one: a burst would fill the queue and stall it. */
+INLINE void fetch(const void *from, const long *places, int count, long bytes) {
+    for (int i = 0; i < count; i++)
+        for (long b = 0; b < bytes; b += 64) __builtin_prefetch((const char *)from + places[i] + b, 0, 3);
 }
 
 static void point_at(const struct attention *a, const long *places, const char *rows[2][BLOCK]) {
@@ -201,11 +202,15 @@ static void transpose16(const char *const *rows, long unit, uint32_t *out) {
 #endif
 
 /* Keys, a row each, into a panel [units, BLOCK]. */
-static void pack_keys(const struct call *c, const char *const *rows, uint32_t *panel) {
-    long unit = 0;
+static void pack_keys(const struct call *c, const char *const *rows, uint32_t *panel, const long *next) {
+    long unit = 0, bytes = c->a->head_dim * size_of(c->a->kv_dtype);
 #if defined(__AVX512F__)
-    for (; unit + LANES <= c->units; unit += LANES)
-        for (int i = 0; i < BLOCK; i += LANES) transpose16(rows + i, unit, panel + i);
+    for (int i = 0; i < BLOCK; i += LANES) {
+        for (unit = 0; unit + LANES <= c->units; unit += LANES) transpose16(rows + i, unit, panel + i);
+        fetch(c->a->keys, next + i, LANES, bytes);
+    }
+#else
+    fetch(c->a->keys, next, BLOCK, bytes);
 #endif
     for (int i = 0; i < BLOCK; i++)
         for (long u = unit; u < c->units; u++) memcpy(panel + u * BLOCK + i, rows[i] + u * 4, 4);
@@ -228,14 +233,16 @@ INLINE void pack_column(const struct call *c, const char *const *rows, long d, u
 #if defined(__AVX512BW__)
 #define INTERLEAVED 1
 /* 64 bf16 values of each key, pairs in the order in which one instruction makes them; `restore_order` undoes it. */
-static void interleave(const char *const *rows, long d, uint32_t *panel) {
-    for (int i = 0; i < BLOCK; i += 2, panel += BLOCK)
+static void interleave(const char *const *rows, long d, uint32_t *panel, const char *values, const long *next) {
+    for (int i = 0; i < BLOCK; i += 2, panel += BLOCK) {
+        fetch(values + 2 * d, next + i, 2, 2 * BLOCK);
         for (int v = 0; v < 2; v++) {
             __m512i even = _mm512_loadu_si512(rows[i] + 2 * d + 64 * v);
             __m512i odd = _mm512_loadu_si512(rows[i + 1] + 2 * d + 64 * v);
             _mm512_storeu_si512(panel + 32 * v, _mm512_unpacklo_epi16(even, odd));
             _mm512_storeu_si512(panel + 32 * v + 16, _mm512_unpackhi_epi16(even, odd));
         }
+    }
 }
 
 /* 32 floats whose groups of 4 lie in the order 0 2 4 6 1 3 5 7. */
@@ -248,18 +255,20 @@ INLINE void restore_order(float *x) {
 }
 #else
 #define INTERLEAVED 0
-static void interleave(const char *const *rows, long d, uint32_t *panel) { (void)rows, (void)d, (void)panel; }
+static void interleave(const char *const *rows, long d, uint32_t *panel, const char *values, const long *next) {
+    (void)rows, (void)d, (void)panel, (void)values, (void)next;
+}
 INLINE void restore_order(float *x) { (void)x; }
 #endif
 
 static long full_panels(const struct call *c) { return c->a->head_dim / BLOCK * BLOCK; }
 
 /* Panels of 64 columns first, then one vector each: the order in which `add_values` reads them. */
-static void pack_values(const struct call *c, const char *const *rows, uint32_t *panel) {
+static void pack_values(const struct call *c, const char *const *rows, uint32_t *panel, const long *next) {
     long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = full_panels(c);
     for (long d = 0; d < full; d += BLOCK) {
         if (INTERLEAVED && c->compute == BF16)
-            interleave(rows, d, panel + d * steps);
+            interleave(rows, d, panel + d * steps, c->a->values, next);
         else
             for (long v = 0; v < BLOCK; v += LANES) pack_column(c, rows, d + v, panel + d * steps + v, BLOCK);
     }
@@ -356,7 +365,7 @@ static void copy_queries(const struct call *c, const struct item *item, long kv_
     const struct attention *a = c->a;
     long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first, n = group * a->head_dim;
     for (long i = 0; i < item->count; i++, to = at(to, n, c->compute)) {
-        const char *from = at(c->q, ((token + i) * a->heads + kv_head * group) * a->head_dim, a->dtype);
+        const char *from = at(a->q, ((token + i) * a->heads + kv_head * group) * a->head_dim, a->dtype);
         if (c->compute == a->dtype) {
             memcpy(to, from, n * size_of(a->dtype));
             continue;
@@ -379,26 +388,8 @@ static void write_output(const struct call *c, const struct item *item, long kv_
         for (long d = 0; d < a->head_dim; d += LANES) {
             long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
             vf x = load(s->values + r * c->padded_dim + d, LANES, F32) * scale;
-            store(at(c->out, head * a->head_dim + d, a->dtype), x, count, a->dtype);
+            store(at(a->out, head * a->head_dim + d, a->dtype), x, count, a->dtype);
         }
-    }
-}
-
-/* Blocks from .. end of the sequence (tokens, `from` on a block border) into w->span. */
-static void attend_span(const struct call *c, struct work *w, const struct item *item, long kv_head, long from, long end) {
-    long rows = item->count * (c->a->heads / c->a->kv_heads);
-    int now = 0, convert = c->compute != c->a->kv_dtype;
-    clear(&w->span, rows, c->padded_dim);
-    find_rows(c, item, kv_head, from, end, w->places[0]);
-    for (long base = from; base < end; base += BLOCK, now ^= 1) {
-        if (base + BLOCK < end) find_rows(c, item, kv_head, base + BLOCK, end, w->places[!now]);
-        point_at(c->a, w->places[now], w->rows);
-        if (convert) widen(c, w, w->rows);
-        pack_keys(c, w->rows[0], w->keys);
-        (c->compute == F32 ? product_f32 : product_bf16)(rows, 0, w->q, c->units * 4, w->keys, c->units, w->scores, BLOCK);
-        (c->compute == F32 ? weigh_f32 : weigh_bf16)(c, w, item, base);
-        pack_values(c, w->rows[1], w->value);
-        add_values(c, w, rows);
     }
 }
 
@@ -409,6 +400,46 @@ static long key_begin(const struct attention *a, const struct item *item) { /* t
 
 static long key_end(const struct attention *a, const struct item *item) {
     return (long)a->starts[item->chunk] + item->first + item->count;
+}
+
+/* One block at a time: where it is, and which comes after it. */
+struct cursor {
+    const struct item *item;
+    long kv_head, base, end; /* end: of the span */
+};
+
+static struct cursor span_start(const struct call *c, const struct item *item, long kv_head, long span) {
+    long begin = key_begin(c->a, item), end = key_end(c->a, item);
+    return (struct cursor){item, kv_head, span * SPAN > begin ? span * SPAN : begin,
+                           (span + 1) * SPAN < end ? (span + 1) * SPAN : end};
+}
+
+/* The block after `now`, in the next task if it ends this one: most likely the same thread computes that. */
+static struct cursor block_after(const struct call *c, struct cursor now, long span, long index) {
+    long kv_heads = c->a->kv_heads;
+    if (now.base + BLOCK < now.end) return (struct cursor){now.item, now.kv_head, now.base + BLOCK, now.end};
+    if (span + 1 < now.item->spans) return span_start(c, now.item, now.kv_head, span + 1);
+    if (index + 1 == c->tasks) return now;
+    const struct item *item = &c->items[(index + 1) / kv_heads];
+    return span_start(c, item, (index + 1) % kv_heads, item->span);
+}
+
+/* A span of task `index` into w->span. w->places[w->now] are the places of its first block, later those of the next. */
+static void attend_span(const struct call *c, struct work *w, struct cursor at, long span, long index) {
+    long rows = at.item->count * (c->a->heads / c->a->kv_heads);
+    clear(&w->span, rows, c->padded_dim);
+    for (; at.base < at.end; at.base += BLOCK, w->now ^= 1) {
+        long *next = w->places[!w->now];
+        struct cursor after = block_after(c, at, span, index);
+        find_rows(c, after.item, after.kv_head, after.base, after.end, next);
+        point_at(c->a, w->places[w->now], w->rows);
+        if (c->compute != c->a->kv_dtype) widen(c, w, w->rows);
+        pack_keys(c, w->rows[0], w->keys, next);
+        (c->compute == F32 ? product_f32 : product_bf16)(rows, 0, w->q, c->units * 4, w->keys, c->units, w->scores, BLOCK);
+        (c->compute == F32 ? weigh_f32 : weigh_bf16)(c, w, at.item, at.base);
+        pack_values(c, w->rows[1], w->value, next);
+        add_values(c, w, rows);
+    }
 }
 
 static long partial_floats(const struct call *c) { return c->rows * (c->padded_dim + 2); }
@@ -422,15 +453,15 @@ static void attend(const void *args, long index) {
     const struct call *c = args;
     const struct item *item = &c->items[index / c->a->kv_heads];
     long kv_head = index % c->a->kv_heads, rows = item->count * (c->a->heads / c->a->kv_heads);
-    long begin = key_begin(c->a, item), end = key_end(c->a, item);
     struct work *w = take_work(c);
+    struct cursor first = span_start(c, item, kv_head, item->span);
+    w->now = 0;
+    find_rows(c, item, kv_head, first.base, first.end, w->places[0]);
     copy_queries(c, item, kv_head, w->q);
     if (item->partial >= 0) w->span = partial_state(c, item->partial, kv_head);
     if (item->partial < 0) clear(&w->all, rows, c->padded_dim);
     for (long span = item->span; span < item->spans; span++) {
-        long from = span * SPAN > begin ? span * SPAN : begin;
-        long to = (span + 1) * SPAN < end ? (span + 1) * SPAN : end;
-        attend_span(c, w, item, kv_head, from, to);
+        attend_span(c, w, span_start(c, item, kv_head, span), span, index);
         if (item->partial < 0) merge(c, &w->all, &w->span, rows);
     }
     if (item->partial < 0) write_output(c, item, kv_head, &w->all);
@@ -506,12 +537,13 @@ static void fill_list(const struct attention *a, struct list *list, long total) 
     }
 }
 
-static void zero_padding(const struct attention *a, char *out, int64_t tokens) {
+static void zero_padding(const struct attention *a) {
     long used = a->chunks ? a->offsets[a->chunks] : 0, width = (long)a->heads * a->head_dim;
-    if (used < tokens) memset(at(out, used * width, a->dtype), 0, (tokens - used) * width * size_of(a->dtype));
+    if (used < a->tokens)
+        memset(at(a->out, used * width, a->dtype), 0, (a->tokens - used) * width * size_of(a->dtype));
 }
 
-void rx_attention(const struct attention *a, const void *q, void *out, int64_t tokens) {
+void rx_attention(const struct attention *a) {
     long most_items = 0, tiles = 0, total = 0;
     EACH_TILE(a, chunk, first) {
         struct item item = make_item(a, chunk, first);
@@ -519,9 +551,9 @@ void rx_attention(const struct attention *a, const void *q, void *out, int64_t t
         total += cost(a, &item);
         tiles++;
     }
-    zero_padding(a, out, tokens);
+    zero_padding(a);
     if (!tiles) return;
-    struct call c = {.a = a, .q = q, .out = out, .compute = a->dtype == BF16 && a->kv_dtype == BF16 ? BF16 : F32};
+    struct call c = {.a = a, .compute = a->dtype == BF16 && a->kv_dtype == BF16 ? BF16 : F32};
     c.rows = tile_queries(a) * (a->heads / a->kv_heads);
     c.padded_dim = (a->head_dim + LANES - 1) / LANES * LANES;
     c.units = c.compute == F32 ? a->head_dim : a->head_dim / 2;
@@ -531,6 +563,7 @@ void rx_attention(const struct attention *a, const void *q, void *out, int64_t t
     c.items = list.items;
     c.merges = list.merges;
     c.partials = rx_scratch(SCRATCH_PARTIAL, list.num_partials * a->kv_heads * partial_floats(&c) * 4);
-    rx_parallel(attend, &c, list.num_items * a->kv_heads);
+    c.tasks = list.num_items * a->kv_heads;
+    rx_parallel(attend, &c, c.tasks);
     rx_parallel(merge_tile, &c, list.num_merges * a->kv_heads);
 }

@@ -45,7 +45,7 @@ void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype) {
     rx_parallel(pack_panel, &p, panels_of(n));
 }
 
-struct linear {
+struct product {
     const struct weight *w;
     const char *x;
     char *out;
@@ -71,7 +71,7 @@ INLINE void write_row(const struct weight *w, const float *c, char *out, long co
     }
 }
 
-INLINE void linear_tile(const struct linear *l, int dtype, int rows, int level, struct place p) {
+INLINE void linear_tile(const struct product *l, int dtype, int rows, int level, struct place p) {
     const struct weight *w = l->w;
     float c[TILE_ROWS * PANEL];
     tile(dtype, rows, NV, 0, l->x + p.row * l->ldx, l->ldx, p.panel, steps_of(w->k, dtype), c, PANEL, level, p.fetch,
@@ -79,7 +79,7 @@ INLINE void linear_tile(const struct linear *l, int dtype, int rows, int level, 
     for (int m = 0; m < rows; m++) write_row(w, c + m * PANEL, at(l->out, (p.row + m) * w->n, dtype), p.column, dtype);
 }
 
-INLINE void linear_rows(const struct linear *l, int dtype, int rows, int level, struct place p) {
+INLINE void linear_rows(const struct product *l, int dtype, int rows, int level, struct place p) {
     switch (rows) {
 #if TILE_ROWS == 8
     case 8: linear_tile(l, dtype, 8, level, p); break;
@@ -94,7 +94,7 @@ INLINE void linear_rows(const struct linear *l, int dtype, int rows, int level, 
     }
 }
 
-INLINE void linear_panel(const struct linear *l, long index, int dtype) {
+INLINE void linear_panel(const struct product *l, long index, int dtype) {
     const struct weight *w = l->w;
     long panel = index % panels_of(w->n), first = index / panels_of(w->n) * l->block_rows;
     long rows = l->rows - first < l->block_rows ? l->rows - first : l->block_rows;
@@ -124,12 +124,13 @@ static const char *padded(const void *x, int64_t rows, int64_t k, long ldx) {
     return copy;
 }
 
-void rx_linear(const struct weight *w, const void *x, void *out, int64_t rows) {
-    struct linear l = {.w = w, .x = x, .out = out, .rows = rows, .ldx = steps_of(w->k, w->dtype) * 4};
-    if (!rows) return;
-    if (w->dtype == BF16 && w->k % 2) l.x = padded(x, rows, w->k, l.ldx);
-    long blocks = (rows * l.ldx + BLOCK_BYTES - 1) / BLOCK_BYTES;
-    l.block_rows = ((rows + blocks - 1) / blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-    blocks = (rows + l.block_rows - 1) / l.block_rows;
+void rx_linear(const struct linear *op) {
+    const struct weight *w = op->weight;
+    struct product l = {.w = w, .x = op->x, .out = op->out, .rows = op->rows, .ldx = steps_of(w->k, w->dtype) * 4};
+    if (!l.rows) return;
+    if (w->dtype == BF16 && w->k % 2) l.x = padded(op->x, l.rows, w->k, l.ldx);
+    long blocks = (l.rows * l.ldx + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    l.block_rows = ((l.rows + blocks - 1) / blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    blocks = (l.rows + l.block_rows - 1) / l.block_rows;
     rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * panels_of(w->n));
 }

@@ -12,7 +12,7 @@
 
 #define MAX_THREADS 256
 #define SPINS_WORKER 20000 /* about 200 us */
-#define SPINS_CALLER 100000
+#define SPINS_CALLER 5000
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()

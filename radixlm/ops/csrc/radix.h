@@ -33,37 +33,80 @@ struct weight {
 int64_t rx_packed_bytes(int64_t n, int64_t k, int dtype);
 /* src [n, k] of dtype, contiguous. */
 void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype);
-/* x [rows, k] -> out [rows, n], both of the weight's dtype. */
-void rx_linear(const struct weight *w, const void *x, void *out, int64_t rows);
 
-/* out = RMSNorm(x + residual) * weight, and residual = x + residual. residual NULL: x alone is normalised.
- * x, residual, out [rows, n], weight [n]. */
-void rx_norm(const void *x, void *residual, const void *weight, void *out, int64_t rows, int64_t n, float eps,
-             int dtype);
-/* gate_up [rows, 2 n] -> out [rows, n]. */
-void rx_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t n, int dtype);
+/* Operations. Each is a value: it can be carried out now, and kept by a recording to be carried out again (record.c).
+ * Row counts may be 0. */
+struct linear { /* x [rows, k] -> out [rows, n], both of the weight's dtype */
+    const struct weight *weight;
+    const void *x;
+    void *out;
+    int64_t rows;
+};
 
-struct rope {
+struct norm { /* out = RMSNorm(x + residual) * weight, residual = x + residual; residual NULL: x alone */
+    const void *x;      /* [rows, n] */
+    void *residual;     /* [rows, n] or NULL */
+    const void *weight; /* [n] */
+    void *out;          /* [rows, n] */
+    int64_t rows, n;
+    float eps;
+    int32_t dtype;
+};
+
+struct silu_mul { /* gate_up [rows, 2 n] -> out [rows, n] */
+    const void *gate_up;
+    void *out;
+    int64_t rows, n;
+    int32_t dtype;
+};
+
+struct rope_write { /* qkv [tokens, (heads + 2 kv_heads) head_dim] -> q [tokens, heads, head_dim]; k, v to their cells */
+    const void *qkv;
+    void *q;
     const int32_t *positions; /* [tokens] */
     const float *cos_sin;     /* [context, head_dim] */
     const int32_t *cells;     /* [tokens] */
     void *keys, *values;      /* [cells, kv_heads, head_dim] */
     const void *q_norm, *k_norm; /* [head_dim] or NULL */
+    int64_t tokens;
     int32_t heads, kv_heads, head_dim, dtype, kv_dtype;
     float eps;
 };
-/* qkv [tokens, (heads + 2 kv_heads) head_dim] -> q [tokens, heads, head_dim]; k and v go to their cells. */
-void rx_rope_write(const struct rope *rope, const void *qkv, void *q, int64_t tokens);
 
-struct attention {
+struct attention { /* q [tokens, heads, head_dim] -> out, same shape; rows outside every chunk are zero */
+    const void *q;
+    void *out;
     const int32_t *slots, *starts, *lengths, *offsets; /* radixlm.attention.api.Batch */
     const int32_t *page_table;                         /* [slots, pages] */
     const void *keys, *values;                         /* [cells, kv_heads, head_dim] */
-    int64_t chunks, pages, page_size;
+    int64_t tokens, chunks, pages, page_size;
     int32_t heads, kv_heads, head_dim, window, dtype, kv_dtype;
     float scale, softcap;
 };
-/* q [tokens, heads, head_dim] -> out, same shape; rows outside every chunk are zero. */
-void rx_attention(const struct attention *a, const void *q, void *out, int64_t tokens);
+
+struct rows { /* table [any, bytes], index int32 [count] -> out [count, bytes] */
+    const void *table;
+    const int32_t *index;
+    void *out;
+    int64_t count, bytes;
+};
+
+void rx_linear(const struct linear *op);
+void rx_norm(const struct norm *op);
+void rx_silu_mul(const struct silu_mul *op);
+void rx_rope_write(const struct rope_write *op);
+void rx_attention(const struct attention *op);
+void rx_rows(const struct rows *op);
+
+/* The same operations, by number; `op` is the struct above, copied if a recording is being made by this thread. */
+enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, ROWS, KINDS };
+void rx_do(int kind, const void *op);
+
+/* From here on the calling thread's operations are also kept, until rx_record_end, which returns the recording or NULL if
+ * memory ran out. Recordings do not nest. */
+void rx_record_begin(void);
+struct recording *rx_record_end(void);
+void rx_replay(const struct recording *recording);
+void rx_record_free(struct recording *recording);
 
 #endif

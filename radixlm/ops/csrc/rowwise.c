@@ -6,19 +6,19 @@
 
 #define TASK_ELEMENTS 16384 /* of one task: a few microseconds, several times what waking a thread costs */
 
-static long rows_per_task(long row_elements) {
-    long rows = TASK_ELEMENTS / (row_elements ? row_elements : 1);
-    return rows ? rows : 1;
+struct range {
+    long begin, end;
+};
+
+static long task_rows(long width) { return width < TASK_ELEMENTS ? TASK_ELEMENTS / (width ? width : 1) : 1; }
+static long tasks_for(long rows, long width) { return (rows + task_rows(width) - 1) / task_rows(width); }
+
+static struct range rows_of(long task, long rows, long width) {
+    long begin = task * task_rows(width), end = begin + task_rows(width);
+    return (struct range){begin, end < rows ? end : rows};
 }
 
 INLINE long lanes_left(long i, long n) { return n - i < LANES ? n - i : LANES; }
-
-struct norm {
-    const char *x, *weight;
-    char *residual, *out;
-    long rows, n, task_rows;
-    float eps;
-};
 
 /* x[n] -> out[n] = x / rms(x) * weight; residual as in rx_norm. out may be x. */
 INLINE void norm_row(const char *x, char *residual, const char *weight, char *out, long n, float eps, int dtype) {
@@ -41,8 +41,8 @@ INLINE void norm_row(const char *x, char *residual, const char *weight, char *ou
 }
 
 INLINE void norm_rows(const struct norm *a, long task, int dtype) {
-    long end = (task + 1) * a->task_rows < a->rows ? (task + 1) * a->task_rows : a->rows;
-    for (long r = task * a->task_rows; r < end; r++) {
+    struct range range = rows_of(task, a->rows, a->n);
+    for (long r = range.begin; r < range.end; r++) {
         char *residual = a->residual ? at(a->residual, r * a->n, dtype) : NULL;
         norm_row(at(a->x, r * a->n, dtype), residual, a->weight, at(a->out, r * a->n, dtype), a->n, a->eps, dtype);
     }
@@ -52,27 +52,20 @@ static void norm_f32(const void *args, long task) { norm_rows(args, task, F32); 
 static void norm_bf16(const void *args, long task) { norm_rows(args, task, BF16); }
 static void norm_f16(const void *args, long task) { norm_rows(args, task, F16); }
 
-void rx_norm(const void *x, void *residual, const void *weight, void *out, int64_t rows, int64_t n, float eps,
-             int dtype) {
+void rx_norm(const struct norm *op) {
     static const task_fn by_dtype[] = {norm_f32, norm_bf16, norm_f16};
-    struct norm a = {x, weight, residual, out, rows, n, rows_per_task(n), eps};
-    rx_parallel(by_dtype[dtype], &a, (rows + a.task_rows - 1) / a.task_rows);
+    rx_parallel(by_dtype[op->dtype], op, tasks_for(op->rows, op->n));
 }
 
-struct silu {
-    const char *gate_up;
-    char *out;
-    long rows, n, task_rows;
-};
-
-INLINE void silu_rows(const struct silu *a, long task, int dtype) {
-    long end = (task + 1) * a->task_rows < a->rows ? (task + 1) * a->task_rows : a->rows;
-    for (long r = task * a->task_rows; r < end; r++) {
+INLINE void silu_rows(const struct silu_mul *a, long task, int dtype) {
+    struct range range = rows_of(task, a->rows, 2 * a->n);
+    for (long r = range.begin; r < range.end; r++) {
         const char *gate = at(a->gate_up, 2 * r * a->n, dtype), *up = at(gate, a->n, dtype);
         for (long i = 0; i < a->n; i += LANES) {
             long count = lanes_left(i, a->n);
             vf g = load(at(gate, i, dtype), count, dtype), u = load(at(up, i, dtype), count, dtype);
-            store(at(a->out, r * a->n + i, dtype), g / (exp_(-g) + 1.0f) * u, count, dtype);
+            vf silu = zero_below(g, splat(-88.0f), g / (exp_(-g) + 1.0f)); /* exp_ ends at e^88 */
+            store(at(a->out, r * a->n + i, dtype), silu * u, count, dtype);
         }
     }
 }
@@ -81,18 +74,10 @@ static void silu_f32(const void *args, long task) { silu_rows(args, task, F32); 
 static void silu_bf16(const void *args, long task) { silu_rows(args, task, BF16); }
 static void silu_f16(const void *args, long task) { silu_rows(args, task, F16); }
 
-void rx_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t n, int dtype) {
+void rx_silu_mul(const struct silu_mul *op) {
     static const task_fn by_dtype[] = {silu_f32, silu_bf16, silu_f16};
-    struct silu a = {gate_up, out, rows, n, rows_per_task(2 * n)};
-    rx_parallel(by_dtype[dtype], &a, (rows + a.task_rows - 1) / a.task_rows);
+    rx_parallel(by_dtype[op->dtype], op, tasks_for(op->rows, 2 * op->n));
 }
-
-struct rope_call {
-    const struct rope *rope;
-    const char *qkv;
-    char *q;
-    long tokens, task_tokens;
-};
 
 /* Rotates one head: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 its halves. */
 INLINE void rotate(const char *x, char *out, const float *cos_sin, long half, int dtype, int out_dtype) {
@@ -105,7 +90,7 @@ INLINE void rotate(const char *x, char *out, const float *cos_sin, long half, in
     }
 }
 
-INLINE void rope_heads(const struct rope *r, const char *x, char *out, const void *norm, long heads, long token,
+INLINE void rope_heads(const struct rope_write *r, const char *x, char *out, const void *norm, long heads, long token,
                        int dtype, int out_dtype) {
     const float *cos_sin = r->cos_sin + (long)r->positions[token] * r->head_dim;
     float normed[512];
@@ -126,14 +111,13 @@ INLINE void copy_row(const char *x, char *out, long n, int dtype, int out_dtype)
     }
 }
 
-INLINE void rope_tokens(const struct rope_call *a, long task, int dtype, int kv_dtype) {
-    const struct rope *r = a->rope;
-    long end = (task + 1) * a->task_tokens < a->tokens ? (task + 1) * a->task_tokens : a->tokens;
+INLINE void rope_tokens(const struct rope_write *r, long task, int dtype, int kv_dtype) {
     long nq = (long)r->heads * r->head_dim, nkv = (long)r->kv_heads * r->head_dim;
-    for (long t = task * a->task_tokens; t < end; t++) {
-        const char *x = at(a->qkv, t * (nq + 2 * nkv), dtype);
+    struct range range = rows_of(task, r->tokens, nq + 2 * nkv);
+    for (long t = range.begin; t < range.end; t++) {
+        const char *x = at(r->qkv, t * (nq + 2 * nkv), dtype);
         long cell = r->cells[t] * nkv;
-        rope_heads(r, x, at(a->q, t * nq, dtype), r->q_norm, r->heads, t, dtype, dtype);
+        rope_heads(r, x, at(r->q, t * nq, dtype), r->q_norm, r->heads, t, dtype, dtype);
         rope_heads(r, at(x, nq, dtype), at(r->keys, cell, kv_dtype), r->k_norm, r->kv_heads, t, dtype, kv_dtype);
         copy_row(at(x, nq + nkv, dtype), at(r->values, cell, kv_dtype), nkv, dtype, kv_dtype);
     }
@@ -142,13 +126,18 @@ INLINE void rope_tokens(const struct rope_call *a, long task, int dtype, int kv_
 static void rope_f32(const void *args, long task) { rope_tokens(args, task, F32, F32); }
 static void rope_bf16(const void *args, long task) { rope_tokens(args, task, BF16, BF16); }
 static void rope_any(const void *args, long task) {
-    const struct rope *r = ((const struct rope_call *)args)->rope;
-    rope_tokens(args, task, r->dtype, r->kv_dtype);
+    const struct rope_write *r = args;
+    rope_tokens(r, task, r->dtype, r->kv_dtype);
 }
 
-void rx_rope_write(const struct rope *rope, const void *qkv, void *q, int64_t tokens) {
-    long width = (long)(rope->heads + 2 * rope->kv_heads) * rope->head_dim;
-    struct rope_call a = {rope, qkv, q, tokens, rows_per_task(width)};
-    task_fn fn = rope->dtype != rope->kv_dtype || rope->dtype == F16 ? rope_any : rope->dtype == BF16 ? rope_bf16 : rope_f32;
-    rx_parallel(fn, &a, (tokens + a.task_tokens - 1) / a.task_tokens);
+void rx_rope_write(const struct rope_write *op) {
+    long width = (long)(op->heads + 2 * op->kv_heads) * op->head_dim;
+    int same = op->dtype == op->kv_dtype;
+    task_fn fn = same && op->dtype == BF16 ? rope_bf16 : same && op->dtype == F32 ? rope_f32 : rope_any;
+    rx_parallel(fn, op, tasks_for(op->tokens, width));
+}
+
+void rx_rows(const struct rows *op) {
+    for (int64_t i = 0; i < op->count; i++)
+        memcpy((char *)op->out + i * op->bytes, (const char *)op->table + op->index[i] * op->bytes, op->bytes);
 }

@@ -1,0 +1,137 @@
+"""`radixlm chat [MODEL|URL]`: a conversation in the terminal, with a model in this process or with a running server.
+
+A pasted block is one message: lines that are there already when Enter is pressed belong to it. /reset starts over,
+/exit or Ctrl-D ends, Ctrl-C stops the answer. After each answer one line tells its speed and what the cache saved.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from radixlm.commands.remote import RemoteChat
+from radixlm.commands.sampling import add_sampling, sampling_of
+from radixlm.engine.llm import LLM
+from radixlm.engine.output import Delta, Usage
+from radixlm.errors import Error
+from radixlm.options import Parser, add_options, resolve_options
+from radixlm.types import SamplingParams
+
+Message = dict[str, str]
+_GROUPS = ("model", "device", "memory", "schedule")
+_PASTE_GAP_S = 0.03
+_HELP = "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer. Pasted lines are one message."
+
+
+class Partner(Protocol):
+    """Who answers."""
+
+    def answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Delta]: ...
+    def close(self) -> None: ...
+
+
+class LocalChat:
+    """A model in this process."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+
+    def answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Delta]:
+        """Pieces of the answer; the last one has `usage`."""
+        return self._llm.stream(list(messages), sampling)
+
+    def close(self) -> None:
+        """Ends the model."""
+        self._llm.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Talks until the user ends it."""
+    parser = Parser("radixlm chat", "Chat in the terminal with a model or a running server.")
+    parser.add_argument("partner", nargs="?", metavar="MODEL|URL", help="a model as --model, or a server's address")
+    parser.add_argument("--system", default="", metavar="TEXT", help="system message")
+    add_sampling(parser, max_tokens=1024, temperature=0.7)
+    add_options(parser, groups=_GROUPS)
+    parsed = parser.read(argv)
+    name = parsed.partner or ""
+    if name.startswith(("http://", "https://")):
+        partner: Partner = RemoteChat(name)
+    else:
+        config = resolve_options(parsed, os.environ)
+        partner = LocalChat(LLM(config=config.replace(model=name) if name else config))
+    with closing(partner):
+        Conversation(partner, sampling_of(parsed), parsed.system).run(read_message, sys.stdout.write)
+    return 0
+
+
+@dataclass
+class Conversation:
+    """Messages so far, and who answers them."""
+
+    partner: Partner
+    sampling: SamplingParams
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        self._reset()
+
+    def run(self, read: Callable[[], str | None], write: Callable[[str], object]) -> None:
+        """Reads messages until there are no more. An error costs its message, not the conversation."""
+        write(f"{_HELP}\n")
+        while (text := read()) is not None and text != "/exit":
+            if text == "/reset":
+                self._reset()
+                write("The conversation starts over.\n")
+            elif text.startswith("/") and "\n" not in text and " " not in text:
+                write(f"{_HELP}\n")
+            elif text:
+                self._turn(text, write)
+
+    def _reset(self) -> None:
+        self._messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+
+    def _turn(self, text: str, write: Callable[[str], object]) -> None:
+        messages = [*self._messages, {"role": "user", "content": text}]
+        start, answer, usage = time.monotonic(), "", None
+        try:
+            for delta in self.partner.answer(messages, self.sampling):
+                write(delta.text)
+                sys.stdout.flush()
+                answer += delta.text
+                usage = delta.usage or usage
+        except KeyboardInterrupt:
+            write(" [stopped]")
+        except Error as error:
+            write(f"error: {error.message}\n")
+            return
+        self._messages = [*messages, {"role": "assistant", "content": answer}]
+        write(f"\n{_summary(usage, time.monotonic() - start)}\n")
+
+
+def _summary(usage: Usage | None, seconds: float) -> str:
+    if usage is None:
+        return f"[{seconds:.1f} s]"
+    rate = usage.completion_tokens / seconds if seconds else 0.0
+    return (
+        f"[{usage.completion_tokens} tokens, {rate:.1f} tokens/s, "
+        f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens from the cache]"
+    )
+
+
+def read_message() -> str | None:
+    """One message from the terminal, a pasted block whole; None at its end."""
+    try:
+        lines = [input("> " if sys.stdin.isatty() else "")]
+        while sys.stdin.isatty() and select.select([sys.stdin], [], [], _PASTE_GAP_S)[0]:
+            lines.append(input())
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        return None
+    return "\n".join(lines).strip()

@@ -1,0 +1,157 @@
+"""The server on a real socket: start, drain, and clients that send half a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from radixlm.engine.fake import FAKE_INFO, FakeEngine, endless
+from radixlm.errors import StartError
+from radixlm.serve import run
+from tests.http.harness import Server, parse_events
+
+
+def served(test: Callable[[str, Server, asyncio.Event], Awaitable[None]], **options: Any) -> None:
+    """Runs a test against a served application, stops it, and waits for its end."""
+
+    async def main() -> None:
+        server = Server(FakeEngine(FAKE_INFO, delay_s=0.005, continuation=endless), port=0, **options)
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        stop = asyncio.Event()
+        task = asyncio.ensure_future(run.serve(server.frontend, server.config, ready.set_result, stop))
+        try:
+            await asyncio.wait_for(test(await ready, server, stop), 20)
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 20)
+            await server.client.aclose()
+        assert server.engine.num_open == 0
+
+    with asyncio.Runner(loop_factory=run.loop_factory) as runner:
+        runner.run(main())
+
+
+def test_it_answers_on_the_port_it_reports():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            answer = await client.post("/generate", json={"prompt": "a", "max_tokens": 3})
+            assert answer.json()["usage"]["completion_tokens"] == 3
+            streamed = await client.post("/generate", json={"prompt": "a", "max_tokens": 3, "stream": True})
+            assert parse_events(streamed.text)[-1] == "[DONE]"
+
+    served(test)
+
+
+def test_a_drain_lets_what_runs_finish():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            running = asyncio.ensure_future(client.post("/generate", json={"prompt": "a", "max_tokens": 60}))
+            while not server.engine.num_open:
+                await asyncio.sleep(0.005)
+            stop.set()
+            assert (await running).json()["usage"]["completion_tokens"] == 60
+
+    served(test)
+
+
+def test_a_drain_ends_what_runs_too_long_with_a_final_event():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            body = {"prompt": "a", "max_tokens": 1000, "stream": True}
+            running = asyncio.ensure_future(client.post("/v1/completions", json=body))
+            while not server.engine.num_open:
+                await asyncio.sleep(0.005)
+            stop.set()
+            assert parse_events((await running).text)[-1]["error"]["code"] == "aborted"
+
+    served(test, drain_timeout=0.2)
+
+
+def test_a_client_that_closes_its_socket_aborts_its_request():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        body = json.dumps({"prompt": "a", "max_tokens": 1000, "stream": True}).encode()
+        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await reader.readuntil(b"data: ")
+        writer.close()
+        while server.engine.num_open:
+            await asyncio.sleep(0.005)
+        assert len(server.engine.aborted) == 1
+
+    served(test)
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_its_requests_end(monkeypatch):
+    monkeypatch.setattr(run, "STALL_S", 0.3)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        text = json.dumps({"text": "a", "sampling_params": {"n": 16, "max_new_tokens": 1000}, "stream": True})
+        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        client.sendall((head + text).encode())
+        while not server.engine.num_open:
+            await asyncio.sleep(0.005)
+        while server.engine.num_open:
+            await asyncio.sleep(0.02)
+        assert len(server.engine.aborted) == 16
+        client.close()
+
+    served(test)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /live HT", b"GET /live HTTP/1.1\r\nHost: x\r\nX-Half: "])
+def test_half_a_request_is_closed_after_a_while(monkeypatch, sent):
+    monkeypatch.setattr(run, "HEADER_S", 0.2)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        writer.write(sent)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+    served(test)
+
+
+def test_headers_without_end_are_closed():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * 200_000)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+
+    served(test)
+
+
+def test_a_connection_is_kept_for_the_next_request(monkeypatch):
+    monkeypatch.setattr(run, "HEADER_S", 0.2)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        for _ in range(3):
+            writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b'{"status":"ok"}')
+            await asyncio.sleep(0.3)
+        writer.close()
+
+    served(test)
+
+
+def test_a_port_in_use_is_a_start_error_that_says_what_to_do():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(StartError, match=r"cannot listen on 127.0.0.1 port \d+: .*--port"):
+            run.bind("127.0.0.1", taken.getsockname()[1])
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))

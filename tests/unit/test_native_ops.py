@@ -1,0 +1,178 @@
+"""The native op table against the torch one, over shapes, types and numbers of threads, and the pool under it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radixlm.ops.api import Rope
+from radixlm.ops.library import set_threads, unavailable_reason
+from radixlm.ops.native import NativeOps, NativeWeight
+from radixlm.ops.torch import TorchOps
+
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+dtypes = st.sampled_from(list(TOLERANCE))
+sizes = st.one_of(st.integers(1, 70), st.sampled_from([96, 129, 576]))
+row_counts = st.one_of(st.integers(1, 20), st.sampled_from([33, 64, 129]))
+threads = st.sampled_from([1, 2, 3])
+few = settings(max_examples=20, deadline=None)
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def guarded(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers between NaNs, so that a read outside shows in the result."""
+    wide = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
+    wide[64:-64] = x.flatten()
+    return wide[64:-64].view(x.shape)
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    bound = TOLERANCE[want.dtype] * max(1.0, want.float().abs().max().item())
+    assert got.dtype == want.dtype and got.shape == want.shape
+    assert (got.float() - want.float()).abs().max().item() <= bound
+
+
+@few
+@given(dtypes, row_counts, sizes, sizes, st.booleans(), threads)
+def test_linear_is_the_torch_product(dtype, rows, out, width, with_bias, num_threads):
+    native, weight = NativeOps(num_threads), random(1, out, width, dtype=dtype) / width**0.5
+    bias = random(2, out, dtype=dtype) if with_bias else None
+    x = guarded(random(3, rows, width, dtype=dtype))
+    got = native.linear(x, native.pack(guarded(weight), bias))
+    assert_close(got, TorchOps().linear(x, TorchOps().pack(weight, bias)))
+
+
+@few
+@given(st.sampled_from([torch.float32, torch.bfloat16]), row_counts, sizes, sizes)
+def test_a_row_of_linear_is_the_same_bits_alone_and_in_any_batch(dtype, rows, out, width):
+    native = NativeOps(2)
+    weight, x = native.pack(random(1, out, width, dtype=dtype), None), random(2, rows, width, dtype=dtype)
+    batch = native.linear(x, weight)
+    set_threads(1)
+    for row in {0, rows // 2, rows - 1}:
+        assert torch.equal(native.linear(x[row : row + 1], weight)[0], batch[row])
+
+
+def test_linear_takes_many_rows_in_blocks():
+    native, weight = NativeOps(2), random(1, 100, 1536, dtype=torch.bfloat16) / 40
+    x = random(2, 700, 1536, dtype=torch.bfloat16)
+    assert_close(native.linear(x, native.pack(weight, None)), TorchOps().linear(x, TorchOps().pack(weight, None)))
+
+
+def test_a_packed_weight_does_not_need_its_source():
+    native, weight, bias = NativeOps(1), random(1, 50, 40), random(2, 50)
+    x, want = random(3, 4, 40), torch.nn.functional.linear(random(3, 4, 40), weight, bias)
+    packed = native.pack(weight, bias)
+    weight.fill_(torch.nan)
+    bias.fill_(torch.nan)
+    assert_close(native.linear(x, packed), want)
+    assert isinstance(packed, NativeWeight) and (packed.out_features, packed.in_features) == (50, 40)
+
+
+def test_an_activation_of_another_width_or_type_is_refused():
+    native = NativeOps(1)
+    weight = native.pack(random(1, 8, 16), None)
+    for x in (random(2, 3, 15), random(2, 3, 16, dtype=torch.bfloat16), random(2, 16, 3).T):
+        with pytest.raises(AssertionError, match="does not fit"):
+            native.linear(x, weight)
+
+
+@few
+@given(dtypes, row_counts, sizes, st.booleans(), threads)
+def test_norm_is_the_torch_norm_and_updates_the_residual(dtype, rows, width, with_residual, num_threads):
+    x, weight = guarded(random(1, rows, width, dtype=dtype)), guarded(random(2, width, dtype=dtype))
+    residual = guarded(random(3, rows, width, dtype=dtype)) if with_residual else None
+    want, want_residual = TorchOps().norm(x, residual.clone() if residual is not None else None, weight, 1e-5)
+    got, got_residual = NativeOps(num_threads).norm(x, residual, weight, 1e-5)
+    assert_close(got, want)
+    assert torch.equal(got_residual, want_residual) and got_residual is (x if residual is None else residual)
+
+
+@few
+@given(dtypes, row_counts, sizes, threads)
+def test_silu_mul_is_the_torch_one(dtype, rows, width, num_threads):
+    gate_up = guarded(random(1, rows, 2 * width, dtype=dtype) * 30)
+    assert_close(NativeOps(num_threads).silu_mul(gate_up), TorchOps().silu_mul(gate_up))
+
+
+def test_silu_mul_keeps_what_is_not_a_number_and_saturates():
+    x = torch.tensor([[-1e30, -200.0, 0.0, 200.0, torch.nan, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    got = NativeOps(1).silu_mul(x)
+    assert got[0, :4].tolist() == [0.0, 0.0, 0.0, 200.0] and got[0, 4].isnan()
+
+
+heads = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 6, 34, 64, 80, 128]))
+
+
+@few
+@given(dtypes, st.sampled_from([None, torch.float32, torch.bfloat16]), row_counts, heads, st.booleans(), threads)
+def test_rope_write_rotates_and_writes_only_its_cells(dtype, kv_dtype, rows, shape, normed, num_threads):
+    groups, kv_heads, dim = shape
+    num_heads = groups * kv_heads
+    qkv = guarded(random(1, rows, (num_heads + 2 * kv_heads) * dim, dtype=dtype))
+    norms = (random(2, dim, dtype=dtype), random(3, dim, dtype=dtype), 1e-6) if normed else None
+    positions = torch.randint(0, 50, (rows,), generator=torch.Generator().manual_seed(4), dtype=torch.int32)
+    rope = Rope(positions, random(5, 50, dim), (num_heads, kv_heads, dim), norms)
+    cells = torch.randperm(rows + 7, generator=torch.Generator().manual_seed(6))[:rows].to(torch.int32)
+    got_kv, want_kv = (tuple(torch.zeros(rows + 7, kv_heads, dim, dtype=kv_dtype or dtype) for _ in "kv") for _ in "ab")
+    got = NativeOps(num_threads).rope_write(qkv, rope, cells, got_kv)
+    want = TorchOps().rope_write(qkv, rope, cells, want_kv)
+    for native, torch_one in zip((got, *got_kv), (want, *want_kv)):
+        assert native.dtype == torch_one.dtype
+        bound = 3 * TOLERANCE[qkv.dtype] * max(1.0, torch_one.float().abs().max().item())
+        assert (native.float() - torch_one.float()).abs().max().item() <= bound
+    untouched = torch.ones(rows + 7, dtype=torch.bool).index_fill_(0, cells.long(), False)
+    assert not got_kv[0][untouched].any() and not got_kv[1][untouched].any()
+
+
+def test_rows_gathers():
+    table, index = random(1, 9, 5, dtype=torch.bfloat16), torch.tensor([8, 0, 8, 3], dtype=torch.int32)
+    assert torch.equal(NativeOps(1).rows(table, index), table[index.long()])
+
+
+def test_two_threads_of_python_compute_at_once():
+    native = NativeOps(2)
+    weight, x = native.pack(random(1, 500, 64), None), random(2, 40, 64)
+    want, wrong = native.linear(x, weight), []
+
+    def compute() -> None:
+        wrong.extend(i for i in range(300) if not torch.equal(native.linear(x, weight), want))
+
+    workers = [threading.Thread(target=compute) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_forked_child_computes_and_ends():
+    native = NativeOps(2)
+    weight, x = native.pack(random(1, 500, 64), None), random(2, 40, 64)
+    want = native.linear(x, weight)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if torch.equal(native.linear(x, weight), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert torch.equal(native.linear(x, weight), want)
+
+
+def test_an_idle_pool_uses_no_cpu():
+    native = NativeOps(2)
+    native.linear(random(2, 40, 64), native.pack(random(1, 500, 64), None))
+    event = threading.Event()
+    event.wait(0.1)  # the workers stop spinning well before
+    before = os.times()
+    event.wait(0.5)
+    after = os.times()
+    assert after.user + after.system - before.user - before.system < 0.05

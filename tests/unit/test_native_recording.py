@@ -1,0 +1,117 @@
+"""Recordings of native operations, and the build of the library."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from radixlm.ops import build as build_module
+from radixlm.ops.build import BuildError, build
+from radixlm.ops.library import Memory, NotRecordable, Recording, unavailable_reason
+from radixlm.ops.native import NativeOps
+
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+
+
+class Block:
+    """A small computation on every row-wise native operation."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.native = NativeOps(2)
+        self.up = self.native.pack(torch.randn(96, 32) / 6, None)
+        self.down = self.native.pack(torch.randn(32, 48) / 7, None)
+        self.scale, self.table = torch.randn(32), torch.randn(20, 32)
+
+    def compute(self, index: torch.Tensor) -> torch.Tensor:
+        x, residual = self.native.rows(self.table, index), None
+        for _ in range(5):
+            x, residual = self.native.norm(x, residual, self.scale, 1e-5)
+            x = self.native.linear(self.native.silu_mul(self.native.linear(x, self.up)), self.down)
+        return x
+
+
+def test_a_replay_computes_with_the_present_inputs():
+    block, index = Block(), torch.tensor([3, 1, 4], dtype=torch.int32)
+    recording = Recording(lambda: block.compute(index))
+    assert torch.equal(recording.result, block.compute(index))
+    index.copy_(torch.tensor([19, 0, 7]))
+    want = block.compute(index)
+    assert not torch.equal(recording.result, want)
+    assert torch.equal(recording.run(), want)
+    assert torch.equal(recording.run(), want)
+
+
+def test_recordings_do_not_share_memory():
+    block, index = Block(), torch.tensor([3, 1, 4], dtype=torch.int32)
+    first = Recording(lambda: block.compute(index))
+    kept = first.result.clone()
+    other = torch.tensor([5, 6, 7], dtype=torch.int32)
+    second = Recording(lambda: block.compute(other))
+    second.run()
+    assert torch.equal(first.result, kept)
+
+
+def test_a_torch_operation_in_between_is_refused_and_recording_ends():
+    block, index = Block(), torch.tensor([3], dtype=torch.int32)
+    with pytest.raises(NotRecordable, match="add"):
+        Recording(lambda: block.compute(index) + 1)
+    x = block.compute(index)
+    assert torch.equal(Recording(lambda: block.compute(index)).run(), x)
+
+
+def test_memory_is_given_out_again_only_when_no_view_is_left():
+    memory = Memory()
+    first = memory.take((4, 8), torch.float32)
+    address, view = first.data_ptr(), first[1:].view(-1)
+    del first
+    gc.collect()
+    assert memory.take((4, 8), torch.float32).data_ptr() != address
+    del view
+    gc.collect()
+    assert memory.take((4, 8), torch.float32).data_ptr() == address
+
+
+def test_a_second_build_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    library = build(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)
+    assert build(tmp_path) == library
+    assert [entry.name for entry in tmp_path.iterdir()] == [library.name]
+
+
+def test_another_compiler_or_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = {build_module._fingerprint(build_module.Compiler("cc", identity), ()) for identity in ("a", "b")}
+    for content in ("int x;", "int y;"):
+        (tmp_path / "a.c").write_text(content)
+        monkeypatch.setattr(build_module, "SOURCES", tmp_path)
+        names.add(build_module._fingerprint(build_module.Compiler("cc", "a"), ()))
+    assert len(names) == 4
+
+
+def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(BuildError, match="install gcc or clang"):
+        build(tmp_path)
+
+
+def test_what_the_compiler_says_is_passed_on(tmp_path: Path):
+    with pytest.raises(BuildError, match="no-such-flag"):
+        build(tmp_path, ("--no-such-flag",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BuildError, match="file/kernels"):
+        build(tmp_path / "file" / "kernels")
+
+
+def test_the_portable_code_gives_the_same_results(tmp_path: Path):
+    """The kernels for CPUs without AVX-512, run through the other tests' checks in a process of their own."""
+    library = build(tmp_path, ("-mno-avx512f",))
+    assert library.exists()
