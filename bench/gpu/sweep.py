@@ -23,26 +23,27 @@ from radixlm.attention.triton_kernel import Pages, Variant, attend
 from radixlm.attention.triton_schedule import schedule
 from radixlm.ops.triton_linear import Tiling, linear
 
-SPLITS = (1, 2, 4, 7, 8)
+SPLITS = (1, 2, 4, 8)
+AHEAD = (0, 256, 512, 1024)
 GRIDS = {
-    1: [(2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 2048, 4, 1), (2, 1024, 4, 1), (1, 4096, 4, 1)],
-    16: [(64, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 4), (64, 64, 4, 5), (128, 128, 4, 3), (64, 128, 4, 3), (64, 256, 4, 4)],
-    32: [(64, 128, 4, 4), (64, 256, 4, 3), (128, 128, 4, 3), (64, 64, 4, 5), (128, 64, 4, 4)],
-    64: [(64, 64, 4, 4), (64, 128, 4, 3), (128, 64, 4, 4), (128, 64, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3), (256, 64, 8, 4)],
-    128: [(128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 3), (64, 64, 4, 4), (128, 64, 4, 4)],
+    1: [(2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 4096, 4, 1)],
+    16: [(64, 128, 4, 4), (64, 256, 4, 3), (64, 128, 4, 3)],
+    32: [(64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 4, 4)],
+    64: [(64, 64, 4, 3), (64, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 5), (128, 128, 8, 3)],
+    128: [(128, 64, 8, 4), (256, 64, 8, 3), (64, 64, 4, 4)],
 }
 VARIANTS = {
     "short": [
         Variant(16, block, warps, stages)
-        for block, warps, stages in (
-            (32, 4, 3), (32, 4, 4), (32, 4, 5), (32, 2, 4), (64, 4, 3), (64, 4, 4), (64, 4, 5), (64, 8, 4), (64, 2, 4), (128, 4, 3), (128, 8, 3), (128, 8, 4),
-        )
+        for block, warps, stages in ((32, 4, 5), (64, 2, 3), (64, 2, 4), (64, 2, 5), (64, 4, 5), (64, 8, 4), (128, 4, 3), (128, 4, 4))
     ],
     "long": [
         Variant(rows, block, warps, stages)
-        for rows, block, warps, stages in ((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 3), (64, 64, 4, 4), (128, 128, 8, 2), (128, 128, 8, 3), (64, 32, 4, 4))
+        for rows, block, warps, stages in ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 3), (64, 128, 4, 3))
     ],
-}  # fmt: skip
+}
+
+
 CASES = {
     "short": {
         "1 x 512": shapes.decode(1, 512),
@@ -67,8 +68,8 @@ CASES = {
 def tilings(rows: int) -> Iterator[Tiling]:
     """Every tiling of the grid for this row count."""
     for out, columns, warps, stages in GRIDS[rows]:
-        for splits in SPLITS if rows > 1 else (1,):
-            yield Tiling(rows, out, columns, splits, warps, stages)
+        for splits, ahead in itertools.product(SPLITS, AHEAD) if rows > 1 else ((1, 0),):
+            yield Tiling(rows, out, columns, splits, warps, stages, ahead)
 
 
 def compile_linear(tiling: Tiling) -> None:
@@ -90,7 +91,7 @@ def sweep_linear() -> None:
             if tiling.fits(out, size):
                 found.append((_linear_us(x, weights, tiling), tiling))
         found.sort(key=lambda pair: pair[0])
-        best = "  ".join(f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages})" for us, t in found[:4])
+        best = "  ".join(f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages} a{t.ahead})" for us, t in found[:5])
         print(f"{rows:4} {name:8} floor {2 * out * size / 4.47e6:.1f} library {library:.1f}  {best}", flush=True)
 
 
@@ -131,10 +132,10 @@ def _pool(cells: int) -> shapes.Pool:
 def sweep_attention() -> None:
     """The best variants per case."""
     for kind, cases in CASES.items():
-        programs = (2, 3, 4, 6) if kind == "short" else (1, 2)
+        programs = (2, 3, 4, 5) if kind == "short" else (1, 2)
         for name, chunks in cases.items():
             found = []
-            for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 4)):
+            for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 2, 4)):
                 found.append((_attention_us(kind, chunks, variant, (blocks, per_processor)), variant, per_processor, blocks))
             found.sort(key=lambda entry: entry[0])
             best = "  ".join(f"{us:.1f} ({v.rows} {v.block} w{v.num_warps} s{v.num_stages} p{p} m{m})" for us, v, p, m in found[:5])

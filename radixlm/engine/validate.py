@@ -15,7 +15,7 @@ import msgspec
 
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
-from radixlm.text.stops import check_stop_regex
+from radixlm.text.regex import compile_regexes
 from radixlm.text.template import ChatOptions
 from radixlm.types import SamplingParams
 
@@ -192,17 +192,18 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
     for text in sampling.stop:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS or not _is_unicode(text):
             raise _wrong(request, "stop", show(text), f"each must be text of 1 to {MAX_STOP_CHARS} characters")
-    for pattern in sampling.stop_regex:
-        _check_regex(request, pattern)
+    _check_regexes(request)
     for token in sampling.stop_token_ids:
         _check_token(request, "stop_token_ids", token, limits)
 
 
-def _check_regex(request: GenerateRequest, pattern: Any) -> None:
-    if not isinstance(pattern, str) or not pattern:
-        raise _wrong(request, "stop_regex", show(pattern), "each must be a regular expression")
+def _check_regexes(request: GenerateRequest) -> None:
+    patterns = request.sampling.stop_regex
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise _wrong(request, "stop_regex", show(pattern), "each must be a regular expression")
     try:
-        check_stop_regex(pattern)
+        compile_regexes(patterns)  # all at once: their size is limited together
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=request.name("stop_regex")) from None
 

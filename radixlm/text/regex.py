@@ -13,7 +13,7 @@ from radixlm.errors import InvalidRequest
 from radixlm.text.regex_syntax import NOTHING, Atom, CharSet, Choice, Node, Repeat, parse_regex
 
 MAX_PATTERNS = 32
-MAX_STATES = 1_000  # over all patterns of a request
+MAX_STATES = 1_000  # over all patterns of a request; at the limit a token costs the engine up to 2 ms
 MAX_MATCH_CHARS = 1_024  # a longer stretch of text does not count as a match: it would have to be held back as long
 
 
@@ -103,11 +103,6 @@ def compile_regexes(patterns: tuple[str, ...]) -> Automaton:
     if len(patterns) > MAX_PATTERNS:
         raise InvalidRequest(f"{len(patterns)} stop_regex patterns; the limit is {MAX_PATTERNS}", param="stop_regex")
     return Automaton(patterns)
-
-
-def check_stop_regex(pattern: str) -> None:
-    """Raises InvalidRequest unless the pattern can be matched in bounded time. `compile_regexes` checks several together."""
-    compile_regexes((pattern,))
 
 
 class RegexSearch:

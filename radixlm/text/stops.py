@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from radixlm.text.detokenizer import make_detokenizer
-from radixlm.text.regex import RegexSearch, check_stop_regex, compile_regexes
+from radixlm.text.regex import RegexSearch, compile_regexes
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, IntArray, SamplingParams
-
-__all__ = ["Match", "StopMatcher", "StopSearch", "StopText", "check_stop_regex", "make_stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,9 @@ class StopMatcher:
 
 def make_stop(tokenizer: Tokenizer, sampling: SamplingParams) -> StopMatcher | None:
     """The matcher a part needs, or None if it has neither stop strings nor regexes."""
-    return StopMatcher(tokenizer, sampling) if sampling.stop or sampling.stop_regex else None
+    if not (sampling.stop or sampling.stop_regex):
+        return None
+    return StopMatcher(tokenizer, sampling, at_start=False)  # a generated part continues a text
 
 
 class StopText:

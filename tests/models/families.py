@@ -81,7 +81,7 @@ def make_oracle(family: str) -> PreTrainedModel:
 
 def open_decoder(model: str | Path, **options: Any) -> Decoder:
     """Our decoder of a folder or a GGUF file, float32 on the CPU unless said otherwise."""
-    config = Config(**({"model": str(model), "dtype": "float32", "log_level": "error"} | options))
+    config = Config(model=str(model), dtype="float32", log_level="error").replace(**options)
     return load_model(locate(config), config, load_ops("torch"), torch.device("cpu"))
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gc
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from radixlm.attention.api import AttentionShape
+from radixlm.attention.native import NativeAttention
+from radixlm.attention.reference import Reference
 from radixlm.ops import build as build_module
+from radixlm.ops import library as library_module
 from radixlm.ops.build import BuildError, build
-from radixlm.ops.library import Memory, NotRecordable, Recording, unavailable_reason
+from radixlm.ops.library import Memory, NotRecordable, Recording, load_library, unavailable_reason
 from radixlm.ops.native import NativeOps
+from radixlm.ops.torch import TorchOps
+from tests.unit.test_native_attention import Case
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
@@ -111,7 +118,36 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
         build(tmp_path / "file" / "kernels")
 
 
-def test_the_portable_code_gives_the_same_results(tmp_path: Path):
-    """The kernels for CPUs without AVX-512, run through the other tests' checks in a process of their own."""
-    library = build(tmp_path, ("-mno-avx512f",))
-    assert library.exists()
+@pytest.fixture
+def portable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The library as a CPU without AVX-512 would compile it."""
+    flags = ("-mno-avx512f",) if "x86" in platform.machine() else ()
+    compiled = build(tmp_path, flags)
+    monkeypatch.setattr(library_module, "build", lambda: compiled)
+    load_library.cache_clear()
+    yield
+    load_library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_portable_code_gives_the_same_results(portable: None, dtype: torch.dtype):
+    native, reference, tolerance = NativeOps(2), TorchOps(), 1.6e-2 if dtype is torch.bfloat16 else 2e-5
+    torch.manual_seed(0)
+    x, weight, scale = torch.randn(11, 70).to(dtype), torch.randn(130, 70).to(dtype) / 8, torch.randn(70).to(dtype)
+    pairs = [
+        (native.linear(x, native.pack(weight, None)), reference.linear(x, reference.pack(weight, None))),
+        (native.norm(x, None, scale, 1e-5)[0], reference.norm(x, None, scale, 1e-5)[0]),
+        (native.silu_mul(x * 20), reference.silu_mul(x * 20)),
+        attend_both(dtype),
+    ]
+    for got, want in pairs:
+        assert (got.float() - want.float()).abs().max() <= tolerance * max(1, want.float().abs().max())
+
+
+def attend_both(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    case = Case(AttentionShape(6, 2, 80, 0.1, (100,)), dtype, dtype, 4, [(300, 1), (0, 90)])
+    pool, batch, q = case.build()
+    native, reference = NativeAttention(case.shape, pool), Reference(case.shape, pool)
+    native.plan(batch)
+    reference.plan(batch)
+    return native.run(q, 0), reference.run(q, 0)

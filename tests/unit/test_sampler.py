@@ -335,5 +335,5 @@ def test_a_wide_nucleus_is_found_without_sorting_and_is_exact() -> None:
     logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(5)).bfloat16().float().numpy()[0]
     cases = [Case(SamplingParams(top_p=p), logits, seed) for seed in range(40) for p in (0.5, 0.9)]
     for case, token in zip(cases, run(cases)):
-        assert len(probabilities(case, case.sampling.top_p)) > 500
+        assert len(probabilities(case, case.sampling.top_p)) > 400
         assert token in acceptable(case)
