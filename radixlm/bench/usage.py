@@ -46,7 +46,10 @@ class Usage:
         return found
 
     def _sample(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
+        """At every interval and once at the end, so that a short run has a sample too."""
+        ended = False
+        while not ended:
+            ended = self._stop.wait(INTERVAL_S)
             self._cpu.append(psutil.cpu_percent())
             if self._has_gpu:
                 self._sample_gpu()

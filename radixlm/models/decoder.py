@@ -73,9 +73,24 @@ class Decoder:
         rows: torch.Tensor | None = None,  # int [rows]: the tokens whose output is wanted; None: all
     ) -> torch.Tensor:
         """Hidden states after the final norm, [rows or tokens, hidden]. `attention.plan(batch)` must have been called."""
+        return self.layers(self.embed(tokens), batch, attention, kv, rows)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What goes into the first layer: [tokens] -> [tokens, hidden]."""
+        return F.embedding(tokens, self._tensors.embedding)
+
+    def layers(  # hot
+        self,
+        x: torch.Tensor,  # [tokens, hidden]; its memory becomes the residual
+        batch: Batch,
+        attention: AttentionBackend,
+        kv: KVStore,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`forward` after the embedding. Without `rows` all arithmetic goes through the op table and the backend."""
         ops, config, tensors = self._ops, self.config, self._tensors
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        x, residual = F.embedding(tokens, tensors.embedding), None
+        residual = None
         for index, layer in enumerate(tensors.layers):
             x, residual = ops.norm(x, residual, layer.input_norm, config.rms_norm_eps)
             rope = Rope(batch.positions, tensors.cos_sin, heads, layer.head_norms)

@@ -18,7 +18,6 @@ from ctypes import c_char_p, c_int, c_int64, c_size_t, c_void_p
 from enum import IntEnum
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from radixlm.ops.build import BuildError, build
 
@@ -26,7 +25,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Types as csrc/radix.h numbers them."""
 
 _ALIGNMENT = 64
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
 _SMALL_PAGE = 4096
 _HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14
@@ -40,7 +39,6 @@ class Kind(IntEnum):
     SILU_MUL = 2
     ROPE_WRITE = 3
     ATTENTION = 4
-    ROWS = 5
 
 
 @functools.cache
@@ -136,42 +134,37 @@ def new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:  # hot
 
 
 class NotRecordable(Exception):
-    """The computation does something beside native operations."""
+    """The computation does something that a replay would leave out."""
 
 
-class _OnlyViews(TorchDispatchMode):
-    """Refuses what a replay would leave out: any torch operation that computes."""
-
-    _ALLOWED = frozenset(("view", "_unsafe_view", "slice", "empty", "alias", "detach", "t", "transpose", "split", "unsqueeze"))
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # pyright: ignore
-        name = func.overloadpacket.__name__
-        if name not in self._ALLOWED:
-            raise NotRecordable(f"torch's {name} between native operations")
-        return func(*args, **(kwargs or {}))
+def refuse_recording(reason: str) -> None:
+    """To be called by what computes without a native operation. Raises NotRecordable if a recording is being made."""
+    if _recorder.memory is not None:
+        raise NotRecordable(reason)
 
 
 class Recording:
     """One computation on fixed memory. Its inputs are the tensors it read: change their contents, not their place."""
 
     def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
-        """Carries `compute` out once, and keeps its native operations. Raises NotRecordable if it is more than those.
+        """Carries `compute` out once, and keeps its native operations: what else it computes is not replayed.
 
-        What `compute` reads (weights, indices, pools) must outlive the recording.
+        What `compute` reads (weights, indices, pools) must outlive the recording. Raises NotRecordable if an operation knows
+        that it cannot be replayed.
         """
         library = load_library()
         self._memory = _recorder.memory = Memory()
         library.rx_record_begin()
         try:
-            with _OnlyViews():
-                self.result = compute()
+            self.result = compute()
         finally:
             _recorder.memory = None
             handle = library.rx_record_end()
+            if handle:
+                weakref.finalize(self, library.rx_record_free, handle).atexit = False
         if not handle:
             raise MemoryError("no memory to record a computation")
         self._handle, self._replay = handle, library.rx_replay
-        weakref.finalize(self, library.rx_record_free, handle).atexit = False
 
     def run(self) -> torch.Tensor:  # hot
         """Computes again. The result is the same tensor each time: it holds until the next run."""

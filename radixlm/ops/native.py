@@ -15,7 +15,7 @@ import torch
 from radixlm.errors import ConfigError
 from radixlm.ops.api import Rope
 from radixlm.ops.build import BuildError
-from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new
+from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new, refuse_recording
 from radixlm.ops.torch import TorchOps, TorchWeight
 
 MAX_HEAD_DIM = 512
@@ -28,7 +28,6 @@ _LINEAR = struct.Struct("@3Pq").pack
 _NORM = struct.Struct("@4P2qfi").pack
 _SILU_MUL = struct.Struct("@2P2qi4x").pack
 _ROPE_WRITE = struct.Struct("@9Pq5if").pack
-_ROWS = struct.Struct("@3P2q").pack
 
 
 class _WeightStruct(ctypes.Structure):
@@ -82,6 +81,7 @@ class NativeOps:
     def linear(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
         if isinstance(weight, TorchWeight):
+            refuse_recording("float16 weights are multiplied by torch")
             return self._fallback.linear(x, weight)
         rows, width = x.shape
         assert width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous(), "x does not fit the weight"
@@ -132,15 +132,6 @@ class NativeOps:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = new((rows, width), gate_up.dtype)
         self._do(Kind.SILU_MUL, _SILU_MUL(gate_up.data_ptr(), out.data_ptr(), rows, width, DTYPES[gate_up.dtype]))
-        return out
-
-    def rows(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:  # hot
-        """table [any, width], index int32 [n] -> table[index], [n, width]. The caller has checked the indices."""
-        assert table.is_contiguous() and index.dtype is torch.int32 and index.is_contiguous(), "index must be int32"
-        count, width = index.shape[0], table.shape[1]
-        out = new((count, width), table.dtype)
-        pointers = (table.data_ptr(), index.data_ptr(), out.data_ptr())
-        self._do(Kind.ROWS, _ROWS(*pointers, count, width * table.itemsize))
         return out
 
 

@@ -48,16 +48,6 @@ def follow(OVERLAP: tl.constexpr):
     await_previous(OVERLAP)
 
 
-@triton.jit
-def prefetch(lines, OVERLAP: tl.constexpr):
-    """Asks for the 256 bytes from each of these addresses (multiples of 16) to be brought into the L2 cache."""
-    if OVERLAP:
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0;",
-            "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
 @functools.cache
 def launch_options(device: torch.device) -> LaunchOptions:
     """Dependent launch exists from compute capability 9.0 on, and not in Triton's interpreter."""

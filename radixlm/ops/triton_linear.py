@@ -16,14 +16,12 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from radixlm.ops.triton_launch import await_previous, launch_options, prefetch, release_next
+from radixlm.ops.triton_launch import await_previous, launch_options, release_next
 
 MAX_TILES = 4096
 """Tiles of a split product at most: one counter each."""
-
-LINE = tl.constexpr(128)
-"""Columns of a 16-bit weight that one prefetch brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +34,12 @@ class Tiling:
     splits: int = 1  # programs that share the columns
     num_warps: int = 4
     num_stages: int = 4
-    ahead: int = 512  # weight columns per program that are fetched before x is known: 0 or a power of two >= 128
 
     def fits(self, out_features: int, in_features: int) -> bool:
         """Whether a weight of this shape divides into these blocks."""
         if self.rows == 1:
             return out_features % self.block_out == 0
         whole = out_features % self.block_out == 0 and in_features % (self.block_in * self.splits) == 0
-        whole = whole and self.ahead * self.splits <= in_features
         return whole and (self.splits == 1 or out_features // self.block_out <= MAX_TILES)
 
 
@@ -59,9 +55,6 @@ def _vector_kernel(
     rows = weight + out[:, None].to(tl.int64) * in_features
     inside = column < in_features
     first = tl.load(rows + column[None, :]) if WHOLE else tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
-    if WHOLE and BLOCK_IN >= LINE:
-        if in_features > BLOCK_IN:
-            prefetch(rows + (BLOCK_IN + tl.arange(0, BLOCK_IN // LINE) * LINE)[None, :], OVERLAP)
     await_previous(OVERLAP)
     total = first.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     for begin in range(BLOCK_IN, in_features, BLOCK_IN):
@@ -80,29 +73,23 @@ def _vector_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _matrix_kernel(
-    x, weight, bias, y, parts, counters, rows, out_features, in_features, split_size, splits,
+    x, weight, bias, y, parts, counters, rows, out_features, split_size, splits,
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, NUM_STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_OUT outputs of all rows per program, over one split of the columns: total [BLOCK_OUT, ROWS] = weight @ x.T."""
+    """BLOCK_OUT outputs of all rows per program, over one split of the columns: total [BLOCK_OUT, ROWS] = weight @ x.T.
+
+    x and weight are descriptors: their blocks come through the tensor memory accelerator, rows past the last as zeros.
+    """
     release_next(OVERLAP)
     tile, split = tl.program_id(0), tl.program_id(1)
     out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     row = tl.arange(0, ROWS)
-    column = split * split_size + tl.arange(0, BLOCK_IN)
-    rows_of_tile = weight + out[:, None].to(tl.int64) * in_features
-    weights = rows_of_tile + column[None, :]
-    # Rows past the last repeat it: a load without a mask, and nothing of them is stored.
-    inputs = x + tl.minimum(row, rows - 1)[None, :] * in_features + column[:, None]
     total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
-    # The first AHEAD columns come into the L2 cache while the kernel before still computes x.
-    if AHEAD:
-        prefetch(rows_of_tile + (split * split_size + tl.arange(0, AHEAD // LINE) * LINE)[None, :], OVERLAP)
     await_previous(OVERLAP)
-    for _ in tl.range(0, split_size, BLOCK_IN, num_stages=NUM_STAGES):
-        total = tl.dot(tl.load(weights), tl.load(inputs), total, input_precision="ieee")
-        weights += BLOCK_IN
-        inputs += BLOCK_IN
+    for column in tl.range(split * split_size, (split + 1) * split_size, BLOCK_IN, num_stages=NUM_STAGES):
+        block = weight.load([tile * BLOCK_OUT, column])
+        total = tl.dot(block, tl.trans(x.load([0, column])), total, input_precision="ieee")
     cell = row[None, :] * out_features + out[:, None]
     inside = row[None, :] < rows
     if splits > 1:
@@ -150,9 +137,11 @@ def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     if tiling.splits > 1:
         parts = torch.empty((tiling.splits, *y.shape), dtype=torch.float32, device=x.device)
     _matrix_kernel[(out_features // tiling.block_out, tiling.splits)](
-        x, weight, weight if bias is None else bias, y, parts, split_counters(x.device),
-        x.shape[0], out_features, in_features, in_features // tiling.splits, tiling.splits,
-        bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages, tiling.ahead,
+        TensorDescriptor.from_tensor(x, [tiling.rows, tiling.block_in]),
+        TensorDescriptor.from_tensor(weight, [tiling.block_out, tiling.block_in]),
+        weight if bias is None else bias, y, parts, split_counters(x.device),
+        x.shape[0], out_features, in_features // tiling.splits, tiling.splits,
+        bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
         num_warps=tiling.num_warps, **launch_options(x.device),
     )  # fmt: skip
 

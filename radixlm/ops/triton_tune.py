@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
+from radixlm.ops.triton_fused import norm
 from radixlm.ops.triton_linear import Tiling, linear
 
 ROW_BLOCKS = (1, 16, 32, 64, 128)
@@ -32,27 +33,11 @@ _REPEATS = 5
 _COLD_BYTES = 256 << 20  # several times any L2 cache
 
 CANDIDATES: dict[int, tuple[Tiling, ...]] = {
-    1: tuple(Tiling(1, out, 2048, num_warps=warps) for out, warps in ((2, 4), (2, 8), (4, 8), (1, 4))),
-    16: tuple(
-        Tiling(16, out, columns, splits, 4, stages)
-        for out, columns, stages in ((64, 128, 4), (64, 256, 3), (32, 256, 4))
-        for splits in (1, 2, 4)
-    ),
-    32: tuple(
-        Tiling(32, out, columns, splits, 4, stages)
-        for out, columns, stages in ((64, 128, 4), (128, 128, 3))
-        for splits in (1, 2, 4)
-    ),
-    64: tuple(
-        Tiling(64, out, columns, splits, 4, stages)
-        for out, columns, stages in ((64, 128, 4), (128, 128, 3), (128, 64, 4))
-        for splits in (1, 2, 4)
-    ),
-    128: tuple(
-        Tiling(128, out, columns, splits, warps, stages)
-        for out, columns, stages, warps in ((128, 64, 4, 8), (128, 128, 3, 8))
-        for splits in (1, 2, 4)
-    ),
+    1: tuple(Tiling(1, out, size, num_warps=warps) for out, size, warps in ((2, 2048, 4), (4, 2048, 8), (1, 4096, 4))),
+    16: tuple(Tiling(16, 64, size, splits, 4, stages) for size, stages in ((128, 6), (256, 3)) for splits in (1, 2, 4)),
+    32: tuple(Tiling(32, 64, 128, splits, 4, 5) for splits in (1, 2, 4)),
+    64: (*(Tiling(64, 64, 128, splits, 4, 3) for splits in (1, 2, 4)), Tiling(64, 128, 64, 1, 4, 4)),
+    128: (Tiling(128, 128, 64, 1, 8, 6), Tiling(128, 256, 64, 1, 8, 4)),
 }
 
 UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None, None, None, None)
@@ -81,18 +66,19 @@ def fastest(weight: torch.Tensor, rows: int) -> Tiling | None:
     """The fastest candidate for x [rows, in] @ weight.T, or None if the library is."""
     x = torch.randn((rows, weight.shape[1]), dtype=weight.dtype, device=weight.device)
     weights = [weight, *(weight.clone() for _ in range(_COLD_BYTES // weight.nbytes))]
-    best, best_us = None, MARGIN * _time_us(lambda w: F.linear(x, w), weights)
+    scale = torch.ones_like(x[0])
+    best, best_us = None, MARGIN * _time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
     for tiling in CANDIDATES[rows]:
         if not tiling.fits(*weight.shape):
             continue
-        took_us = _time_us(lambda w, tiling=tiling: linear(x, w, None, tiling), weights)
+        took_us = _time_us(lambda w, tiling=tiling: linear(norm(x, None, scale, 1.0)[0], w, None, tiling), weights)
         if took_us < best_us:
             best, best_us = tiling, took_us
     return best
 
 
 def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tensor]) -> float:
-    """Median device time of one product, as in a step: in a graph, behind another product, the weight in no cache."""
+    """Median device time of one call, as in a step: in a graph, behind a small kernel, the weight in no cache."""
     compute(weights[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -21,6 +21,7 @@ from radixlm.models.load import load_model
 from radixlm.ops.table import load_ops
 from radixlm.runner.kv import KVPool, KVShape
 from radixlm.runner.model_runner import ModelRunner
+from radixlm.runner.replay import DecodeReplays
 from radixlm.runner.sampler import Sampler
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Logits, Opened, Plan
@@ -68,7 +69,8 @@ def create_runner(config: Config) -> tuple[ModelRunner, EngineInfo]:
         return load_attention(name, model.config.attention, kv)
 
     attention_name, attention = _first(ATTENTION, config.attention, over_pool)
-    runner = _runner(model, attention, kv, sizes)
+    recordable = (ops_name, attention_name) == ("native", "native")
+    runner = _runner(model, attention, kv, sizes, DecodeReplays(model, attention, kv) if recordable else None)
     warm_up(runner, min(WARM_UP_TOKENS, sizes.context_length - 1, sizes.num_pages * config.page_size - 1))
     info = EngineInfo(
         model=config.served_model_name or located.name,
@@ -151,11 +153,13 @@ def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
     )
 
 
-def _runner(model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes) -> ModelRunner:
+def _runner(
+    model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, replays: DecodeReplays | None
+) -> ModelRunner:
     device = torch.device("cpu")
     tables = Tables(sizes.max_running, -(-sizes.context_length // kv.shape.page_size), device)
     sampler = Sampler(sizes.max_running, model.config.vocab_size, device)
-    return ModelRunner(model, attention, kv, tables, sampler)
+    return ModelRunner(model, attention, kv, tables, sampler, replays)
 
 
 def warm_up(runner: ModelRunner, num_tokens: int) -> None:

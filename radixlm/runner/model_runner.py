@@ -12,10 +12,11 @@ import torch
 from radixlm.attention.api import AttentionBackend
 from radixlm.messages import Logprobs
 from radixlm.models.decoder import Decoder
-from radixlm.runner.inputs import build
+from radixlm.runner.inputs import Inputs, build
 from radixlm.runner.kv import KVPool
 from radixlm.runner.logprobs import RowScores
 from radixlm.runner.prompts import Prompts, score_spans
+from radixlm.runner.replay import DecodeReplays
 from radixlm.runner.sampler import Chosen, Rows, Sampler
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
@@ -67,13 +68,20 @@ class ModelRunner:
     """Implements `radixlm.engine.api.Runner` for a decoder on one device."""
 
     def __init__(
-        self, model: Decoder, attention: AttentionBackend, kv: KVPool, tables: Tables, sampler: Sampler
+        self,
+        model: Decoder,
+        attention: AttentionBackend,
+        kv: KVPool,
+        tables: Tables,
+        sampler: Sampler,
+        replays: DecodeReplays | None = None,  # if the model's operations can be recorded
     ) -> None:
         self.tables = tables
         self.sampler = sampler
         self._model = model
         self._attention = attention
         self._kv = kv
+        self._replays = replays
         self._prompts = Prompts()
 
     @torch.inference_mode()
@@ -87,8 +95,7 @@ class ModelRunner:
         spans = self._prompts.spans(plan)
         extra = np.concatenate([span.outputs for span in spans]) if spans else _NOTHING
         inputs = build(plan, self.tables, self._kv.shape.page_size, extra)
-        self._attention.plan(inputs.batch)
-        hidden = self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
+        hidden = self._hidden(inputs)
         num_sampling = len(inputs.rows.slots)
         logits = self._model.logits(hidden[:num_sampling])
         step = ModelStep(self, plan, logits, inputs.rows)
@@ -96,6 +103,12 @@ class ModelRunner:
             vocab_size = self._model.config.vocab_size
             step.prompt_scores = score_spans(spans, hidden[num_sampling:], self._model.logits, vocab_size)
         return step
+
+    def _hidden(self, inputs: Inputs) -> torch.Tensor:
+        if self._replays is not None and self._replays.takes(inputs):
+            return self._replays.hidden(inputs)
+        self._attention.plan(inputs.batch)
+        return self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
 
     def close(self) -> None:
         """Nothing outlives the runner: its memory goes with it."""

@@ -60,7 +60,7 @@ class Prompts:
         end = min(start + length + 1, opened.num_prompt)
         if first >= end:
             return None
-        outputs = np.arange(first, end, dtype=np.int32) + np.int32(offset - start)
+        outputs = np.arange(first, end, dtype=np.int32) + np.int32(offset - start - 1)
         return Span(row, first, opened.tokens[first:end], outputs, opened.sampling.prompt_logprobs)
 
 

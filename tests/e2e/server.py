@@ -61,6 +61,8 @@ class Server:
     def close(self) -> None:
         """Ends whatever is left."""
         self.client.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.end()
         if self.process.poll() is None:
             children = self.children().values()
             self.process.kill()

@@ -42,10 +42,10 @@ class TinyServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
                 await self._answer(head.split(b" ")[1], await reader.readexactly(length), writer)
-        except (asyncio.IncompleteReadError, ConnectionError, StopIteration):
+        except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
     async def _answer(self, path: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +113,8 @@ def test_an_open_loop_starts_sessions_at_their_times(server: TinyServer) -> None
     (done,) = serve.run_load(target(server), "tiny", sessions, load.users)
     started = sorted(sample.start_s for sample in done.samples)
     planned = [session.start_s for session in sessions]
-    assert all(0 <= real - plan < 1.0 for real, plan in zip(started, planned))
+    # a timer may fire a millisecond early, and late on a busy machine
+    assert all(-0.005 < real - plan < 1.0 for real, plan in zip(started, planned))
 
 
 def test_measuring_counts_what_was_served(server: TinyServer) -> None:

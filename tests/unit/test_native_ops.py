@@ -135,11 +135,6 @@ def test_rope_write_rotates_and_writes_only_its_cells(dtype, kv_dtype, rows, sha
     assert not got_kv[0][untouched].any() and not got_kv[1][untouched].any()
 
 
-def test_rows_gathers():
-    table, index = random(1, 9, 5, dtype=torch.bfloat16), torch.tensor([8, 0, 8, 3], dtype=torch.int32)
-    assert torch.equal(NativeOps(1).rows(table, index), table[index.long()])
-
-
 def test_two_threads_of_python_compute_at_once():
     native = NativeOps(2)
     weight, x = native.pack(random(1, 500, 64), None), random(2, 40, 64)

@@ -84,22 +84,14 @@ struct attention { /* q [tokens, heads, head_dim] -> out, same shape; rows outsi
     float scale, softcap;
 };
 
-struct rows { /* table [any, bytes], index int32 [count] -> out [count, bytes] */
-    const void *table;
-    const int32_t *index;
-    void *out;
-    int64_t count, bytes;
-};
-
 void rx_linear(const struct linear *op);
 void rx_norm(const struct norm *op);
 void rx_silu_mul(const struct silu_mul *op);
 void rx_rope_write(const struct rope_write *op);
 void rx_attention(const struct attention *op);
-void rx_rows(const struct rows *op);
 
 /* The same operations, by number; `op` is the struct above, copied if a recording is being made by this thread. */
-enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, ROWS, KINDS };
+enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, KINDS };
 void rx_do(int kind, const void *op);
 
 /* From here on the calling thread's operations are also kept, until rx_record_end, which returns the recording or NULL if

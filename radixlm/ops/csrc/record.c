@@ -13,7 +13,6 @@ union operation {
     struct silu_mul silu_mul;
     struct rope_write rope_write;
     struct attention attention;
-    struct rows rows;
 };
 
 struct step {
@@ -30,7 +29,7 @@ struct recording {
 static _Thread_local struct recording *current;
 
 static const long sizes[KINDS] = {sizeof(struct linear),     sizeof(struct norm),      sizeof(struct silu_mul),
-                                  sizeof(struct rope_write), sizeof(struct attention), sizeof(struct rows)};
+                                  sizeof(struct rope_write), sizeof(struct attention)};
 
 static void carry_out(int kind, const void *op) {
     switch (kind) {
@@ -39,7 +38,6 @@ static void carry_out(int kind, const void *op) {
     case SILU_MUL: rx_silu_mul(op); break;
     case ROPE_WRITE: rx_rope_write(op); break;
     case ATTENTION: rx_attention(op); break;
-    case ROWS: rx_rows(op); break;
     }
 }
 

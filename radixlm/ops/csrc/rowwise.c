@@ -136,8 +136,3 @@ void rx_rope_write(const struct rope_write *op) {
     task_fn fn = same && op->dtype == BF16 ? rope_bf16 : same && op->dtype == F32 ? rope_f32 : rope_any;
     rx_parallel(fn, op, tasks_for(op->tokens, width));
 }
-
-void rx_rows(const struct rows *op) {
-    for (int64_t i = 0; i < op->count; i++)
-        memcpy((char *)op->out + i * op->bytes, (const char *)op->table + op->index[i] * op->bytes, op->bytes);
-}
