@@ -40,12 +40,16 @@ class Config:
 
     page_size: int = option(1, "Tokens per KV page.", group="memory", low=1, high=256)
     kv_tokens: int | None = option(None, "Size of the KV pool in tokens.", group="memory", low=16)
-    memory_fraction: float = option(0.85, "Share of device memory for weights and KV.", group="memory", low=0.05, high=0.98)
+    memory_fraction: float = option(
+        0.85, "Share of device memory for weights and KV.", group="memory", low=0.05, high=0.98
+    )
     prefix_cache: bool = option(True, "Keep finished prefixes in the radix tree for reuse.", group="memory")
 
     max_running: int | None = option(None, "Requests computed at the same time.", group="schedule", low=1, high=4096)
     max_queued: int = option(1024, "Requests that may wait; more are refused with 503.", group="schedule", low=1)
-    tokens_per_step: int | None = option(None, "Tokens computed in a step, prompts and decode.", group="schedule", low=1)
+    tokens_per_step: int | None = option(
+        None, "Tokens computed in a step, prompts and decode.", group="schedule", low=1
+    )
     policy: Literal["lpm", "dfs-weight", "fcfs", "priority"] = option(
         "lpm", "Order of the waiting queue.", group="schedule"
     )
@@ -53,12 +57,16 @@ class Config:
         "continuous", "static admits new requests only when none runs.", group="schedule"
     )
     overlap: bool | None = option(None, "Plan the next step while the device computes this one.", group="schedule")
-    request_timeout: float = option(600.0, "Seconds a request may take in all unless it says less.", group="schedule", low=0.001)
+    request_timeout: float = option(
+        600.0, "Seconds a request may take in all unless it says less.", group="schedule", low=0.001
+    )
 
     host: str = option("127.0.0.1", "Address to listen on.", group="server")
     port: int = option(30000, "Port to listen on.", group="server", low=0, high=65535)
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.", group="server")
-    strict_params: bool = option(False, "Refuse unknown request fields instead of naming them in a header.", group="server")
+    strict_params: bool = option(
+        False, "Refuse unknown request fields instead of naming them in a header.", group="server"
+    )
     max_body: int = option(8 << 20, "Largest request body in bytes.", group="server", low=1024)
     start_timeout: float = option(600.0, "Seconds until the engine must be ready.", group="server", low=1)
     drain_timeout: float = option(30.0, "Seconds that running requests get after SIGTERM.", group="server", low=0)

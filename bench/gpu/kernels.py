@@ -1,6 +1,6 @@
 """Checks and times every Triton kernel and a whole decode and mixed step at the shape of Llama-3-8B.
 
-    python -m bench.gpu.kernels [--only linear fused attention stack profile]
+    python -m bench.gpu.kernels [--only linear fused attention stack ablate profile]
 
 Prints achieved GB/s or TFLOP/s and the share of the ceiling, which is measured first; ms per step for the stack, with the
 own products and with the library's.
@@ -142,11 +142,61 @@ def bench_profile(read: float, flops: float) -> None:
         del graph, held
 
 
-def _step_graph(stack: Stack, chunks: Sequence[shapes.Chunk]) -> tuple[torch.cuda.CUDAGraph, object]:
+class _Without(TritonOps):
+    """The op table with some ops left out: the difference to a whole step is what they cost in it."""
+
+    def __init__(self, left_out: str) -> None:
+        self._left_out = left_out
+
+    def norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x, x) if self._left_out == "norm" else super().norm(x, residual, weight, eps)
+
+    def rope_write(
+        self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        if self._left_out != "rope":
+            return super().rope_write(qkv, rope, cells, kv)
+        return qkv.flatten()[: len(qkv) * rope.num_heads * rope.head_dim].view(len(qkv), rope.num_heads, rope.head_dim)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gate_up.view(2 * len(gate_up), -1)[: len(gate_up)] if self._left_out == "silu" else super().silu_mul(gate_up)
+
+
+class _NoAttention(TritonAttention):
+    """Returns the queries."""
+
+    def run(self, q: torch.Tensor, layer: int) -> torch.Tensor:
+        return q.flatten(1)
+
+
+def bench_ablate(read: float, flops: float) -> None:
+    """What each op costs inside a step: the step without it."""
+    tensors, head = random_weights()
+    for rows in (1, 50):
+        chunks = shapes.decode(rows, 512)
+        stack = Stack(tensors, head, TritonOps())
+        graph, held = _step_graph(stack, chunks)
+        times = {"whole": replay_us(graph)}
+        for left_out in ("norm", "rope", "silu"):
+            stack.ops = _Without(left_out)
+            graph, held = _step_graph(stack, chunks)
+            times[left_out] = times["whole"] - replay_us(graph)
+        stack.ops = TritonOps()
+        graph, held = _step_graph(stack, chunks, _NoAttention)
+        times["attention"] = times["whole"] - replay_us(graph)
+        del held
+        print(f"ablate {rows} rows: " + "  ".join(f"{name} {us:.0f} us" for name, us in times.items()), flush=True)
+
+
+def _step_graph(
+    stack: Stack, chunks: Sequence[shapes.Chunk], backend: type[TritonAttention] = TritonAttention
+) -> tuple[torch.cuda.CUDAGraph, object]:
     """The captured step, and what must live as long as it."""
     batch, cells = shapes.batch(list(chunks))
     pool = shapes.pool(cells, shapes.LAYERS)
-    attention = TritonAttention(shapes.ATTENTION, pool)
+    attention = backend(shapes.ATTENTION, pool)
     tokens = torch.randint(0, shapes.VOCAB, (len(batch.cells),), device="cuda")
     return capture([lambda: stack.step(tokens, batch, attention, pool)]), (tokens, batch, attention, pool)
 
@@ -160,6 +210,7 @@ BENCHES: dict[str, Bench] = {
     "fused": bench_fused,
     "attention": bench_attention,
     "stack": bench_stack,
+    "ablate": bench_ablate,
     "profile": bench_profile,
 }
 

@@ -29,7 +29,9 @@ class NativeAttention:
         try:
             self._do = load_library().rx_do
         except BuildError as error:
-            raise ConfigError(f"--attention native: {error}; or use --attention reference", param="attention") from error
+            raise ConfigError(
+                f"--attention native: {error}; or use --attention reference", param="attention"
+            ) from error
         if shape.head_dim % 2 or shape.head_dim > MAX_HEAD_DIM:
             limit = f"heads of an even size up to {MAX_HEAD_DIM}, this model's have {shape.head_dim}"
             raise ConfigError(f"--attention native takes {limit}; use --attention reference", param="attention")

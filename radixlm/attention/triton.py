@@ -19,17 +19,17 @@ from radixlm.ops.triton_launch import next_power, num_processors
 FEW = Variant(rows=16, block=128, num_warps=4, num_stages=3)
 """Short chunks, few of them: the time is latency, so many small splits and large blocks."""
 
-MANY = Variant(rows=16, block=64, num_warps=2, num_stages=4)
+MANY = Variant(rows=16, block=64, num_warps=2, num_stages=3)
 """Short chunks, many of them: bound by memory, several programs per multiprocessor."""
 
-LONG = Variant(rows=64, block=64, num_warps=4, num_stages=3)
+LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)
 """Chunks that do not fit in 16 rows, in steps of few tokens: beside decode rows."""
 
 LONGEST = Variant(rows=128, block=128, num_warps=8, num_stages=3)
 """The same in steps of many tokens: bound by arithmetic."""
 
 _MANY_CHUNKS, _MANY_TOKENS = 17, 1024
-_SETTINGS = {FEW: (2, 4), MANY: (4, 4), LONG: (2, 1), LONGEST: (4, 2)}
+_SETTINGS = {FEW: (1, 2), MANY: (2, 4), LONG: (1, 1), LONGEST: (4, 2)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 
@@ -66,7 +66,8 @@ class TritonAttention:
     def plan(self, batch: Batch) -> None:  # hot
         """Launches the cutting of this step's chunks into items."""
         items = tuple(
-            (kind, {window: schedule(batch, kind.cut, window) for window in kind.kernels}) for kind in self._kinds(batch)
+            (kind, {window: schedule(batch, kind.cut, window) for window in kind.kernels})
+            for kind in self._kinds(batch)
         )
         self._planned = _Planned(Pages(batch.page_table, batch.page_size), items)
 
@@ -90,12 +91,13 @@ class TritonAttention:
 def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
     """The kind of chunks of above < tokens <= upto; limits = above, upto, smallest split in blocks, programs per processor."""
     above, upto, min_blocks, per_processor = limits
-    rows, programs = _rows(shape, variant), num_processors(device) * per_processor
+    rows = _rows(shape, variant)
+    lanes = max(1, num_processors(device) * per_processor // shape.num_kv_heads)
     tile = rows // (shape.num_heads // shape.num_kv_heads)
-    cut = Cut(above, upto, tile, variant.block, max(1, programs // shape.num_kv_heads), min_blocks)
+    cut = Cut(above, upto, tile, variant.block, lanes, min_blocks)
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (rows, next_power(shape.head_dim)), device)
     variant = Variant(rows, variant.block, variant.num_warps, variant.num_stages)
-    return Kind(cut, {window: Kernel(shape, variant, window, programs, workspace) for window in sorted(set(shape.window))})
+    return Kind(cut, {window: Kernel(shape, variant, cut, window, workspace) for window in sorted(set(shape.window))})
 
 
 def _rows(shape: AttentionShape, variant: Variant) -> int:

@@ -11,13 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from radixlm.bench import report, results
-from radixlm.bench.results import Measure
+from radixlm.bench.results import Measured
 from radixlm.config import Config
 from radixlm.options import Parser
 
 RESULTS = Path("bench/results")
-Measured = tuple[list[Measure], dict[str, str]]
-"""Measures, and the versions of whom was measured."""
+PAGE = 140  # columns of a table that goes to a file or a pipe
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,13 +42,17 @@ def _measured(measure: Callable[[argparse.Namespace], Measured]) -> Callable[[ar
     """The common end of every kind that measures."""
 
     def run(options: argparse.Namespace) -> int:
-        measures, versions = measure(options)
+        measured = measure(options)
         settings = {key: str(value) for key, value in vars(options).items() if key not in NOT_SETTINGS}
-        run = results.new_run(options.name, settings, measures, versions)
-        report.finish(run, options.results, options.against, Console())
+        run = results.new_run(options.name, settings, measured)
+        report.finish(run, options.results, options.against, _console())
         return 0
 
     return run
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PAGE)
 
 
 NOT_SETTINGS = {"run", "name", "results", "against"}
@@ -164,7 +167,7 @@ def _serve(options: argparse.Namespace) -> Measured:
         for name, workload in serve.only(sessions.WORKLOADS, options.workloads.split(",")).items()
     }
     goal = summary.Goal(*options.goal) if options.goal else None
-    return serve.measure(target, workloads, options.repeats, options.warm_up, goal, _progress), {}
+    return Measured(serve.measure(target, workloads, options.repeats, options.warm_up, goal, _progress))
 
 
 # -- step -------------------------------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def _add_sched(kind: argparse.ArgumentParser) -> None:
 def _sched(options: argparse.Namespace) -> Measured:
     from radixlm.bench import sched
 
-    return sched.measure([int(batch) for batch in options.batches.split(",")], options.steps), {}
+    return Measured(sched.measure([int(batch) for batch in options.batches.split(",")], options.steps))
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ def _add_report(kind: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    console = Console()
+    console = _console()
     run = results.load(options.file)
     report.show(run, console)
     if options.against:

@@ -14,7 +14,7 @@ from radixlm.bench.cases import CASES, Case
 from radixlm.bench.peers import environment
 from radixlm.bench.peers.registry import OURS, PEERS, Peer
 from radixlm.bench.peers.subject import Subject, WorkerSubject
-from radixlm.bench.results import Measure
+from radixlm.bench.results import Measured
 from radixlm.config import Config
 from radixlm.errors import ConfigError
 from radixlm.weights.cache import cache_folder
@@ -61,8 +61,8 @@ def _means(name: str, case: Case) -> bool:
     return case.name == name or case.name.startswith(f"{name} ")
 
 
-def measure(plan: Plan, report: Callable[[str], None]) -> tuple[list[Measure], dict[str, str]]:
-    """Measures and the versions of everybody measured. Every engine, ours too, runs in a process of its own."""
+def measure(plan: Plan, report: Callable[[str], None]) -> Measured:
+    """Every engine, ours too, runs in a process of its own."""
     folder, vocab_size = _model(plan)
     workshop = cache_folder(Config()) / "bench" / folder.name
     workshop.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def measure(plan: Plan, report: Callable[[str], None]) -> tuple[list[Measure], d
             subjects.append(subject)
         measures = rounds.measure(subjects, plan.cases, vocab_size, plan.num_rounds, report)
         versions = {f"{s.name}: {name}": version for s in subjects for name, version in s.versions.items()}
-    return measures, versions
+    return Measured(measures, versions, [peer.name for peer in plan.peers if peer.apart])
 
 
 def _model(plan: Plan) -> tuple[Path, int]:

@@ -40,7 +40,9 @@ def table(run: Run) -> Table:
     for row in rows(run).values():
         cells = [_number(row[name].value) if name in row else "" for name in subjects]
         sample = next(iter(row.values()))
-        view.add_row(sample.case, sample.metric, sample.unit, *cells, *((_against_best(row),) if with_ratio else ()))
+        view.add_row(
+            sample.case, sample.metric, sample.unit, *cells, *((_against_best(row, run.apart),) if with_ratio else ())
+        )
     return view
 
 
@@ -77,11 +79,11 @@ def comparison(run: Run, stored: Run) -> Table:
     return view
 
 
-def _against_best(row: dict[str, Measure]) -> str:
-    if OURS not in row or len(row) < 2:
+def _against_best(row: dict[str, Measure], apart: list[str]) -> str:
+    peers = [measure for subject, measure in row.items() if subject not in {OURS, *apart}]
+    if OURS not in row or not peers:
         return ""
     ours = row[OURS]
-    peers = [measure for subject, measure in row.items() if subject != OURS]
     ratios = [gain(ours.value, peer.value, higher_is_better=ours.higher_is_better) for peer in peers]
     return f"{min(ratios):.2f}x"
 

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,20 +59,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     settings: dict[str, str]
     measures: list[Measure]
+    apart: list[str] = []  # subjects that compute in a lower precision: shown, but nobody's best peer
 
 
-def new_run(
-    name: str, settings: dict[str, str], measures: Sequence[Measure], versions: dict[str, str] | None = None
-) -> Run:
-    """A run that ends now on this machine. `versions` are those of peers, beside our own."""
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement brings: its numbers, versions of whom was measured, subjects that stand apart (see `Run`)."""
+
+    measures: list[Measure]
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    apart: list[str] = field(default_factory=list[str])
+
+
+def new_run(name: str, settings: dict[str, str], measured: Measured) -> Run:
+    """A run that ends now on this machine."""
     return Run(
         name=name,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        versions=own_versions() | (versions or {}),
+        versions=own_versions() | measured.versions,
         commit=commit(),
         settings=settings,
-        measures=list(measures),
+        measures=measured.measures,
+        apart=measured.apart,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from radixlm.bench.results import OURS, Measure
+from radixlm.bench.results import OURS, Measure, Measured
 from radixlm.config import Config
 from radixlm.runner.create import create_runner
 from radixlm.runner.model_runner import ModelRunner
@@ -37,9 +37,7 @@ class Shape:
         return self.context + WARM_UP + self.steps + 2
 
 
-def measure(
-    config: Config, shape: Shape, show_profile: Callable[[str], None] | None
-) -> tuple[list[Measure], dict[str, str]]:
+def measure(config: Config, shape: Shape, show_profile: Callable[[str], None] | None) -> Measured:
     """Milliseconds per step and tokens per second for each batch; a profile of one step goes to `show_profile`."""
     most = max(shape.batches)
     chunk_tokens = shape.chunk * (WARM_UP + shape.steps + 1)
@@ -51,7 +49,7 @@ def measure(
         one for batch in shape.batches for one in _measure_batch(runner, info.vocab_size, batch, shape, show_profile)
     ]
     runner.close()
-    return found, {"attention": info.attention, "ops": info.ops, "dtype": info.dtype}
+    return Measured(found, {"attention": info.attention, "ops": info.ops, "dtype": info.dtype})
 
 
 def _measure_batch(

@@ -1,4 +1,4 @@
-"""The two doors of the engine: `Engine`, which everybody above uses, and `Runner`/`Step`, which it uses to compute."""
+"""The one door to an engine: serving, programs, routing and tests all use `Engine`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from radixlm.messages import Command, EngineInfo, Outputs
-from radixlm.sched.plan import Plan
-from radixlm.sched.sampled import FAILED, Masks, Sampled
 from radixlm.types import Request
-
-__all__ = ["FAILED", "Engine", "Masks", "Runner", "Sampled", "Step"]
 
 
 class Engine(Protocol):
@@ -37,25 +33,3 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Gives everything back; open requests end first."""
         ...
-
-
-class Step(Protocol):
-    """A forward pass under way."""
-
-    def sample(self, masks: Masks | None) -> None:
-        """Chooses the next token of each sampling row; returns at once."""
-        ...
-
-    def result(self) -> Sampled:
-        """Waits for the tokens. The only wait of the loop."""
-        ...
-
-
-class Runner(Protocol):
-    """Executes plans in order. Implementations: ModelRunner (tensors), FakeRunner (hashes)."""
-
-    def forward(self, plan: Plan) -> Step:
-        """Launches the plan and returns at once (on a device) or when computed (on a CPU)."""
-        ...
-
-    def close(self) -> None: ...

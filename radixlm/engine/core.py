@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from radixlm.config import Config
-from radixlm.engine.api import Runner, Step
 from radixlm.messages import Command, EngineInfo, Outputs
+from radixlm.runner.api import Runner, Step
 from radixlm.sched.audit import audit, repair
 from radixlm.sched.limits import Limits
 from radixlm.sched.plan import Plan
@@ -52,7 +52,7 @@ class Core:
         self.beats = 0
         self.scheduler = Scheduler(limits_of(info, config), make_stop)
         self._runner = runner
-        self._overlap = bool(config.overlap)
+        self._overlap = info.device.startswith("cuda") if config.overlap is None else config.overlap
         self._inbox: deque[Callable[[], None]] = deque()
         self._awake = threading.Event()
         self._stopping = False
@@ -130,6 +130,8 @@ class Core:
         assert not self.scheduler.num_open, "requests are open, yet nothing can be computed for them"
         if not self._audited:
             self._balance()
+        while not self._awake.is_set() and self._runner.idle():
+            self.beats += 1
         self._awake.wait()
 
     def _balance(self) -> None:

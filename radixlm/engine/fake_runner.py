@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from radixlm.engine.api import Masks, Sampled
 from radixlm.messages import EngineInfo
 from radixlm.sched.plan import ON_DEVICE, Plan
+from radixlm.sched.sampled import Masks, Sampled
 from radixlm.types import IntArray
 
 _MASK = (1 << 64) - 1
@@ -83,6 +83,9 @@ class FakeRunner:
         self.num_computed += offset
         rows = zip(plan.slots[plan.samples].tolist(), (plan.starts + plan.lengths)[plan.samples].tolist())
         return FakeStep(self, plan, [[self.cells[self._where(slot, i)] for i in range(end)] for slot, end in rows])
+
+    def idle(self) -> bool:
+        return False
 
     def close(self) -> None:
         """Nothing to give back."""

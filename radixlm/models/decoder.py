@@ -60,6 +60,11 @@ class Decoder:
         return self._tensors.embedding.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._tensors.embedding.device
+
+    @property
     def context_length(self) -> int:
         """Positions that the rotary table covers."""
         return self._tensors.cos_sin.shape[0]

@@ -37,7 +37,9 @@ class Ops(Protocol):
         """RMSNorm(x + residual) * weight, and the new residual x + residual. The residual may be updated in place."""
         ...
 
-    def rope_write(self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def rope_write(
+        self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
         """Splits qkv, normalises q and k per head if asked, rotates them, writes k and v into their cells, returns q.
 
         qkv [tokens, (heads + 2 * kv_heads) * head_dim] -> q [tokens, heads, head_dim].

@@ -68,7 +68,11 @@ def find_compiler() -> Compiler | None:
 def kernel_folder() -> Path:
     """radixlm/kernels in the user's cache folder."""
     root = os.environ.get("RADIXLM_CACHE_DIR")
-    base = Path(root).expanduser() if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radixlm"
+    base = (
+        Path(root).expanduser()
+        if root
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radixlm"
+    )
     return base / "kernels"
 
 

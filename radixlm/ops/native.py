@@ -84,7 +84,9 @@ class NativeOps:
             refuse_recording("float16 weights are multiplied by torch")
             return self._fallback.linear(x, weight)
         rows, width = x.shape
-        assert width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous(), "x does not fit the weight"
+        assert width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous(), (
+            "x does not fit the weight"
+        )
         out = new((rows, weight.out_features), x.dtype)
         self._do(Kind.LINEAR, _LINEAR(weight.address, x.data_ptr(), out.data_ptr(), rows))
         return out

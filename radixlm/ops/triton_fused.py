@@ -19,7 +19,9 @@ SILU_BLOCK = 1024
 
 
 @triton.jit
-def _norm_kernel(x, residual, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr):
+def _norm_kernel(
+    x, residual, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr
+):
     """One row per program: residual += x if ADD, out = RMSNorm(residual) * weight."""
     column = tl.arange(0, BLOCK)
     inside = column < SIZE
@@ -59,7 +61,9 @@ def _load_head(row, half, inside, weight, eps, HALF: tl.constexpr, NORM: tl.cons
         scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / (2 * HALF) + eps)[:, None]
         narrow = half < HALF
         first = (first * scale * tl.load(weight + half, mask=narrow, other=0.0).to(tl.float32)).to(row.dtype.element_ty)
-        second = (second * scale * tl.load(weight + HALF + half, mask=narrow, other=0.0).to(tl.float32)).to(row.dtype.element_ty)
+        second = (second * scale * tl.load(weight + HALF + half, mask=narrow, other=0.0).to(tl.float32)).to(
+            row.dtype.element_ty
+        )
     return first.to(tl.float32), second.to(tl.float32)
 
 
@@ -101,7 +105,9 @@ def _rope_kernel(
     tl.store(values + cell + HALF, tl.load(value_row + HALF, mask=one, other=0.0).to(values.dtype.element_ty), mask=one)
 
 
-def rope_write(qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rope_write(
+    qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """See `radixlm.ops.api.Ops.rope_write`. qkv [tokens, (heads + 2 * kv_heads) * head_dim] -> q [tokens, heads, head_dim]."""
     tokens, group, half = qkv.shape[0], rope.num_heads // rope.num_kv_heads, rope.head_dim // 2
     q = torch.empty((tokens, rope.num_heads, rope.head_dim), dtype=qkv.dtype, device=qkv.device)

@@ -54,7 +54,9 @@ def _vector_kernel(
     column = tl.arange(0, BLOCK_IN)
     rows = weight + out[:, None].to(tl.int64) * in_features
     inside = column < in_features
-    first = tl.load(rows + column[None, :]) if WHOLE else tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
+    first = (
+        tl.load(rows + column[None, :]) if WHOLE else tl.load(rows + column[None, :], mask=inside[None, :], other=0.0)
+    )
     await_previous(OVERLAP)
     total = first.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     for begin in range(BLOCK_IN, in_features, BLOCK_IN):
@@ -99,7 +101,9 @@ def _matrix_kernel(
             tl.store(counters + tile, 0)
             total = tl.zeros((BLOCK_OUT, ROWS), dtype=tl.float32)
             for other in range(splits):
-                total += tl.load(parts + other * rows * out_features + cell, mask=inside, other=0.0, cache_modifier=".cg")
+                total += tl.load(
+                    parts + other * rows * out_features + cell, mask=inside, other=0.0, cache_modifier=".cg"
+                )
             _store_rows(y, cell, inside, total, bias, out, HAS_BIAS)
     else:
         _store_rows(y, cell, inside, total, bias, out, HAS_BIAS)
@@ -122,7 +126,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, til
     return y
 
 
-def _multiply_vector(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling) -> None:
+def _multiply_vector(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling
+) -> None:
     out_features, in_features = weight.shape
     _vector_kernel[(out_features // tiling.block_out,)](
         x, weight, weight if bias is None else bias, y, in_features,
@@ -131,7 +137,9 @@ def _multiply_vector(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     )  # fmt: skip
 
 
-def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling) -> None:
+def _multiply_matrix(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling
+) -> None:
     out_features, in_features = weight.shape
     parts = y
     if tiling.splits > 1:

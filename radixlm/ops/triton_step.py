@@ -2,6 +2,7 @@
 
 # Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
 # ruff: noqa: PLR0913
+# ruff: noqa: E501, PLR0124
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ FAILED = tl.constexpr(-2)
 
 
 @triton.jit
-def _prepare_kernel(tokens, owners, positions, cells, last, table, count, PAGES, PAGE_SIZE, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def _prepare_kernel(
+    tokens, owners, positions, cells, last, table, count, PAGES, PAGE_SIZE, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     follow(OVERLAP)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
@@ -48,7 +51,16 @@ def prepare(
 
 
 @triton.jit
-def _largest_kernel(logits, values, indices, VOCAB, SHARE: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr):
+def _largest_kernel(
+    logits,
+    values,
+    indices,
+    VOCAB,
+    SHARE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     """The largest logit of one row's share, its lowest index, and NaN if there is one."""
     follow(OVERLAP)
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)

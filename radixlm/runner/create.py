@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from radixlm.attention.api import AttentionBackend
 from radixlm.attention.table import load_attention
 from radixlm.config import Config
-from radixlm.device import cpu
+from radixlm.device import cpu, cuda
 from radixlm.errors import ConfigError, StartError
 from radixlm.messages import EngineInfo
 from radixlm.models.decoder import Decoder
 from radixlm.models.load import load_model
 from radixlm.ops.table import load_ops
+from radixlm.runner.api import Runner
 from radixlm.runner.kv import KVPool, KVShape
 from radixlm.runner.model_runner import ModelRunner
 from radixlm.runner.replay import DecodeReplays
@@ -30,14 +32,9 @@ from radixlm.weights.locate import locate
 
 logger = logging.getLogger(__name__)
 
-MAX_RUNNING = 64
-TOKENS_PER_STEP = 512
 FREE_SHARE = 0.25  # of a CPU's free memory: it is everybody's, and the pool's pages are only taken when written
+GRAPH_BYTES = 2 << 30  # for CUDA graphs, and for what libraries take when they are first used
 WARM_UP_TOKENS = 16
-
-# In order of preference, best first; the last one runs everywhere.
-OPS = ("native", "torch")
-ATTENTION = ("native", "reference")
 
 _T = TypeVar("_T")
 
@@ -52,25 +49,46 @@ class Sizes:
     num_pages: int
 
 
-def create_runner(config: Config) -> tuple[ModelRunner, EngineInfo]:
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a kind of device takes unless told otherwise. Names are in order of preference; the last one runs everywhere."""
+
+    ops: tuple[str, ...]
+    attention: tuple[str, ...]
+    max_running: int
+    tokens_per_step: int
+
+
+DEFAULTS = {
+    "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=512),
+    "cuda": Defaults(("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048),
+}
+
+
+def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
     """Loads the model and takes the memory that the options ask for. Runs once through the model before it returns.
 
     Raises ModelError or ConfigError, in one line with a remedy, if the model or an option does not fit.
     """
     device = _device(config)
+    defaults = DEFAULTS[device.type]
     torch.set_num_threads(config.threads or cpu.num_cores())
     located = locate(config)
-    ops_name, ops = _first(OPS, config.ops, load_ops)
+    ops_name, ops = _first(defaults.ops, config.ops, load_ops)
     model = load_model(located, config, ops, device)
-    sizes = _sizes(config, model)
-    kv = KVPool(_kv_shape(config, model, sizes.num_pages), device)
+    wanted = _wanted(config, model, defaults)
 
-    def over_pool(name: str) -> AttentionBackend:
-        return load_attention(name, model.config.attention, kv)
+    def make(num_pages: int) -> tuple[Runner, KVPool, str]:
+        kv = KVPool(_kv_shape(config, model, num_pages), device)
+        name, attention = _first(
+            defaults.attention, config.attention, lambda n: load_attention(n, model.config.attention, kv)
+        )
+        build = _cuda_runner if device.type == "cuda" else _cpu_runner
+        return build(model, attention, kv, wanted, recordable=(ops_name, name) == ("native", "native")), kv, name
 
-    attention_name, attention = _first(ATTENTION, config.attention, over_pool)
-    recordable = (ops_name, attention_name) == ("native", "native")
-    runner = _runner(model, attention, kv, sizes, DecodeReplays(model, attention, kv) if recordable else None)
+    room = _cuda_room(config, wanted, make) if device.type == "cuda" else _cpu_room(config)
+    sizes = _fit(config, model, wanted, room)
+    runner, kv, attention_name = make(sizes.num_pages)
     warm_up(runner, min(WARM_UP_TOKENS, sizes.context_length - 1, sizes.num_pages * config.page_size - 1))
     info = EngineInfo(
         model=config.served_model_name or located.name,
@@ -94,8 +112,8 @@ def create_runner(config: Config) -> tuple[ModelRunner, EngineInfo]:
 
 
 def _device(config: Config) -> torch.device:
-    if config.device == "cuda":
-        raise ConfigError("--device is cuda, which this version does not drive; use --device cpu", param="device")
+    if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
+        return cuda.device()
     return torch.device("cpu")
 
 
@@ -112,38 +130,62 @@ def _first(preferred: tuple[str, ...], asked: str, load: Callable[[str], _T]) ->
     return last, load(last)
 
 
-def _sizes(config: Config, model: Decoder) -> Sizes:
-    max_running = config.max_running or MAX_RUNNING
-    context = model.context_length
-    tokens = config.kv_tokens or _affordable_tokens(config, model, max_running * context)
-    num_pages = tokens // config.page_size
-    if num_pages < 1:
+def _wanted(config: Config, model: Decoder, defaults: Defaults) -> Sizes:
+    """Sizes with a pool as large as could ever be used."""
+    max_running = config.max_running or defaults.max_running
+    tokens = config.kv_tokens or max_running * model.context_length
+    if tokens < config.page_size:
         raise ConfigError(
             f"--kv-tokens is {tokens}, less than one page of {config.page_size}; ask for more", param="kv_tokens"
         )
-    needed, free = _kv_shape(config, model, num_pages).size_bytes, cpu.free_bytes()
-    if needed > free:
-        raise ConfigError(
-            f"--kv-tokens {tokens} needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; ask for less",
-            param="kv_tokens",
+    budget = config.tokens_per_step or defaults.tokens_per_step
+    return Sizes(max_running, budget, model.context_length, tokens // config.page_size)
+
+
+def _fit(config: Config, model: Decoder, wanted: Sizes, room: int) -> Sizes:
+    """Sizes with a pool that fits into `room` bytes. What --kv-tokens asks for is given or refused."""
+    page_bytes = model.config.kv_elements_per_token * model.dtype.itemsize * config.page_size
+    free = cuda.free_bytes() if model.device.type == "cuda" else cpu.free_bytes()
+    if config.kv_tokens is not None:
+        needed = wanted.num_pages * page_bytes
+        if needed > free:
+            raise ConfigError(
+                f"--kv-tokens {config.kv_tokens} needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; ask for less",
+                param="kv_tokens",
+            )
+        return wanted
+    num_pages = min(wanted.num_pages, max(0, room) // page_bytes)
+    if not num_pages:
+        raise StartError(
+            f"{free / 2**30:.1f} GiB are free, too little for one KV page; free memory or take a smaller model"
         )
-    return Sizes(max_running, config.tokens_per_step or TOKENS_PER_STEP, context, num_pages)
-
-
-def _affordable_tokens(config: Config, model: Decoder, most: int) -> int:
-    """At most `most` tokens, within our share of the memory that is free now that the weights are loaded."""
-    free = cpu.free_bytes()
-    token_bytes = model.config.kv_elements_per_token * model.dtype.itemsize
-    tokens = int(free * min(FREE_SHARE, config.memory_fraction)) // token_bytes
-    if tokens < min(model.context_length, most):
+    if num_pages * config.page_size < wanted.context_length:
         logger.warning(
-            "The KV pool holds %d tokens, less than one context of %d: %.1f GiB of memory are free. Requests that need "
-            "more are refused; free memory, or set --kv-tokens.",
-            tokens,
-            model.context_length,
-            free / 2**30,
+            "The KV pool holds %d tokens, less than one context of %d: requests that need more are refused. "
+            "Free memory, or set --kv-tokens.",
+            num_pages * config.page_size,
+            wanted.context_length,
         )
-    return min(most, tokens)
+    return replace(wanted, num_pages=num_pages)
+
+
+def _cpu_room(config: Config) -> int:
+    """Bytes for KV: our share of the memory that is free now that the weights are loaded."""
+    return int(cpu.free_bytes() * min(FREE_SHARE, config.memory_fraction))
+
+
+def _cuda_room(config: Config, wanted: Sizes, make: Callable[[int], tuple[Runner, KVPool, str]]) -> int:
+    """Bytes for KV: what --memory-fraction leaves beside the weights and the largest step, which is tried out."""
+    num_tokens = min(wanted.tokens_per_step, wanted.context_length - 1)
+    runner, kv, _ = make(-(-(num_tokens + 1) // config.page_size))
+    torch.cuda.reset_peak_memory_stats()
+    warm_up(runner, num_tokens, SamplingParams(temperature=1.0, top_p=0.9, frequency_penalty=0.1))
+    working = torch.cuda.max_memory_allocated() - kv.shape.size_bytes
+    runner.close()
+    del runner, kv
+    torch.cuda.empty_cache()
+    taken_by_others = cuda.total_bytes() - cuda.free_bytes() - torch.cuda.memory_allocated()
+    return int(cuda.total_bytes() * config.memory_fraction) - taken_by_others - working - GRAPH_BYTES
 
 
 def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
@@ -153,19 +195,27 @@ def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
     )
 
 
-def _runner(
-    model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, replays: DecodeReplays | None
-) -> ModelRunner:
-    device = torch.device("cpu")
-    tables = Tables(sizes.max_running, -(-sizes.context_length // kv.shape.page_size), device)
-    sampler = Sampler(sizes.max_running, model.config.vocab_size, device)
-    return ModelRunner(model, attention, kv, tables, sampler, replays)
+def _cpu_runner(model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, *, recordable: bool) -> Runner:
+    replays = DecodeReplays(model, attention, kv) if recordable else None
+    return ModelRunner(model, attention, kv, *_state(model, kv, sizes), replays)
 
 
-def warm_up(runner: ModelRunner, num_tokens: int) -> None:
+def _cuda_runner(model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, *, recordable: bool) -> Runner:
+    del recordable  # CUDA graphs record everything
+    cuda_runner = importlib.import_module("radixlm.runner.cuda_runner")  # needs triton, which not every install has
+    steps = cuda_runner.Sizes(sizes.max_running, sizes.tokens_per_step + sizes.max_running)
+    return cuda_runner.CudaRunner(model, attention, kv, *_state(model, kv, sizes), steps)
+
+
+def _state(model: Decoder, kv: KVPool, sizes: Sizes) -> tuple[Tables, Sampler]:
+    tables = Tables(sizes.max_running, -(-sizes.context_length // kv.shape.page_size), model.device)
+    return tables, Sampler(sizes.max_running, model.config.vocab_size, model.device)
+
+
+def warm_up(runner: Runner, num_tokens: int, sampling: SamplingParams | None = None) -> None:
     """A prompt and one token in slot 0, so that the first request finds kernels chosen and weights in memory."""
     prompt = np.zeros(num_tokens, dtype=np.int32)
-    opened = Opened(0, SamplingParams(temperature=0.0), 0, prompt, num_tokens, ())
+    opened = Opened(0, sampling or SamplingParams(temperature=0.0), 0, prompt, num_tokens, ())
     for start, length in ((0, num_tokens), (num_tokens, 1)):
         step = runner.forward(_plan(start, np.zeros(length, dtype=np.int32), (opened,)))
         step.sample(None)

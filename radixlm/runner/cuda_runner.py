@@ -16,19 +16,18 @@ from radixlm.attention.api import AttentionBackend, Batch
 from radixlm.device.cuda import Download, Upload
 from radixlm.models.decoder import Decoder
 from radixlm.ops.triton_step import greedy, prepare
+from radixlm.runner.graphs import Graphs
 from radixlm.runner.kv import KVPool
 from radixlm.runner.logprobs import RowScores
 from radixlm.runner.prompts import Prompts, score_spans
 from radixlm.runner.sampler import Chosen, Rows, Sampler
-from radixlm.runner.staging import Columns, Size, columns, lay_out, num_integers
+from radixlm.runner.staging import Columns, Size, lay_out, num_integers, split
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
 from radixlm.sched.sampled import Masks, Sampled
-from radixlm.types import IntArray
 
 DECODE_SIZES = (1, 2, 4, 8, 12, 16, *range(20, 65, 4), *range(72, 129, 8), *range(144, 257, 16), *range(288, 4097, 32))
 MIXED_SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-_BEFORE_CAPTURE = 2  # how often a size runs without a graph before one is captured in the middle of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,11 @@ class Sizes:
     max_running: int
     max_tokens: int  # of any step
 
+    @property
+    def max_graph_tokens(self) -> int:
+        """Longer steps run without a graph."""
+        return min(MIXED_SIZES[-1], self.max_tokens)
+
     def fit(self, plan: Plan) -> Size:
         """The size of a plan with its padding."""
         count, tokens = len(plan.slots), plan.num_tokens
@@ -45,7 +49,7 @@ class Sizes:
             padded = self.round_rows(count)
             return Size(padded, padded, decode=True)
         index = bisect.bisect_left(MIXED_SIZES, tokens)
-        return Size(self.max_running, MIXED_SIZES[index] if index < len(MIXED_SIZES) else tokens, decode=False)
+        return Size(self.max_running, MIXED_SIZES[index] if tokens <= self.max_graph_tokens else tokens, decode=False)
 
     def round_rows(self, count: int) -> int:
         """Decode or sampling rows with their padding."""
@@ -61,10 +65,9 @@ class Sizes:
 class CudaStep:
     """A forward pass under way. Implements `radixlm.engine.api.Step`."""
 
-    def __init__(self, runner: CudaRunner, plan: Plan, logits: torch.Tensor, rows: Rows) -> None:
+    def __init__(self, runner: CudaRunner, plan: Plan, rows: Rows) -> None:
         self._runner = runner
         self._plan = plan
-        self._logits = logits
         self._rows = rows
         self._chosen: Chosen | None = None
         self._download: Download | None = None
@@ -73,14 +76,13 @@ class CudaStep:
     @torch.inference_mode()
     def sample(self, masks: Masks | None) -> None:
         """Chooses the next token of each sampling row; returns at once. The most likely ones are known already."""
-        count = len(self._rows.slots)
+        count, runner = len(self._rows.slots), self._runner
         if not count:
             return
-        runner = self._runner
         if masks is None and not runner.sampler.settings.uses[self._rows.slots].any():
-            self._download = Download(runner.greedy_tokens[:count])
+            self._download = Download(runner.most_likely[:count])
             return
-        self._chosen = runner.sampler.sample(self._logits[:count], self._rows, masks)
+        self._chosen = runner.sampler.sample(runner.logits[:count], self._rows, masks)
         runner.tables.set_last(self._rows.index, self._chosen.tokens)
         self._download = Download(self._chosen.tokens)
 
@@ -100,25 +102,21 @@ class CudaRunner:
     def __init__(
         self, model: Decoder, attention: AttentionBackend, kv: KVPool, tables: Tables, sampler: Sampler, sizes: Sizes
     ) -> None:
+        device, config, rows = tables.device, model.config, sizes.max_running
         self.tables = tables
         self.sampler = sampler
-        self.sizes = sizes
-        device, vocab = tables.device, model.config.vocab_size
-        largest = Size(sizes.max_running, sizes.max_tokens, decode=False)
-        self.greedy_tokens = torch.zeros(sizes.max_running, dtype=torch.int32, device=device)
+        self.most_likely = torch.zeros(rows, dtype=torch.int32, device=device)  # of the step's sampling rows
+        self.logits = torch.zeros((rows, config.vocab_size), dtype=model.dtype, device=device)
+        self._hidden = torch.zeros((sizes.max_tokens, config.hidden_size), dtype=model.dtype, device=device)
+        self._integers = torch.zeros(num_integers(sizes.max_tokens, rows), dtype=torch.int32, device=device)
+        self._upload = Upload(len(self._integers))
+        self._sizes = sizes
         self._model = model
         self._attention = attention
         self._kv = kv
         self._prompts = Prompts()
-        self._upload = Upload(num_integers(largest))
-        self._integers = torch.zeros(num_integers(largest), dtype=torch.int32, device=device)
-        self._hidden = torch.zeros((sizes.max_tokens, model.config.hidden_size), dtype=model.dtype, device=device)
-        self._logits = torch.zeros((sizes.max_running, vocab), dtype=model.dtype, device=device)
-        self._graphs: dict[tuple[str, Size | int], torch.cuda.CUDAGraph] = {}
-        self._seen: dict[tuple[str, Size | int], int] = {}
-        self._memory = torch.cuda.graph_pool_handle()
-        self._wanted = [("body", size) for size in sizes.all()]
-        self._wanted += [("head", size.chunks) for size in sizes.all() if size.decode]
+        self._graphs = Graphs(sizes.max_graph_tokens)
+        self._covered = np.zeros(rows + 1, dtype=np.int32)
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> CudaStep:  # hot
@@ -126,32 +124,90 @@ class CudaRunner:
         for opened in plan.opened:
             self.sampler.open(opened)
             self._prompts.open(opened)
-        self.tables.set_pages(plan)
-        size = self.sizes.fit(plan)
-        lay_out(plan, size, self._upload.open(), self.tables, self._kv.shape.page_size)
-        self._upload.send(self._integers, num_integers(size))
-        self._run("body", size)
+        self._set_pages(plan)
+        size = self._sizes.fit(plan)
+        self._stage(plan, size)
+        self._graphs.run(size, size.tokens, lambda: self._body(size))
         slots = plan.slots[plan.samples]
-        rows = Rows(slots, (plan.starts + plan.lengths)[plan.samples], columns(self._integers, size).rows[: len(slots)])
+        columns = self._columns(size)
         if len(slots):
-            self._outputs(size)
-            self._run("head", self.sizes.round_rows(len(slots)))
-        step = CudaStep(self, plan, self._logits, rows)
+            count = self._sizes.round_rows(len(slots))
+            self._graphs.run(count, count, lambda: self._head(columns.outputs[:count], columns.rows[:count]))
+        ends = plan.starts + plan.lengths
+        step = CudaStep(self, plan, Rows(slots, ends[plan.samples], columns.rows[: len(slots)]))
         if spans := self._prompts.spans(plan):
             wanted = torch.from_numpy(np.concatenate([span.outputs for span in spans])).to(self.tables.device)
-            step.prompt_scores = score_spans(spans, self._hidden[wanted], self._model.logits, self._model.config.vocab_size)
+            vocab_size = self._model.config.vocab_size
+            step.prompt_scores = score_spans(spans, self._hidden[wanted], self._model.logits, vocab_size)
         return step
 
+    @torch.inference_mode()
     def idle(self) -> bool:
-        """Captures one graph; False if all are there."""
-        while self._wanted:
-            kind, size = self._wanted.pop(0)
-            if (kind, size) not in self._graphs:
-                self._capture(kind, size)
+        """Captures one graph that is missing; False if none is."""
+        for size in self._sizes.all():
+            if size not in self._graphs:
+                self._stage(NOTHING, size)  # nobody's chunks: it may run any number of times
+                self._graphs.prepare(size, lambda size=size: self._body(size))
+                return True
+            if size.decode and size.chunks not in self._graphs:
+                outputs, rows = self._columns(size).outputs[: size.chunks], self._columns(size).rows[: size.chunks]
+                self._stage(NOTHING, size)
+                self._graphs.prepare(size.chunks, lambda outputs=outputs, rows=rows: self._head(outputs, rows))
                 return True
         return False
 
     def close(self) -> None:
-        """Nothing outlives the runner: its memory goes with it."""
+        """Waits for what is under way; the runner's memory goes with it."""
         torch.cuda.synchronize()
-        self._graphs.clear()
+
+    def _body(self, size: Size) -> None:
+        """Hidden states of all tokens of a staged step."""
+        columns, tables = self._columns(size), self.tables
+        page_size = self._kv.shape.page_size
+        where = (columns.positions, columns.cells)
+        prepare(columns.tokens, columns.owners, where, tables.last_tokens, tables.device_pages, page_size)
+        chunks = slice(0, size.chunks)
+        batch = Batch(
+            columns.slots[chunks],
+            columns.starts[chunks],
+            columns.lengths[chunks],
+            columns.offsets[: size.chunks + 1],
+            columns.positions,
+            columns.cells,
+            page_table=tables.device_pages,
+            page_size=page_size,
+            max_length=1 if size.decode else size.tokens,
+            max_context=tables.device_pages.shape[1] * page_size,
+        )
+        self._attention.plan(batch)
+        self._hidden[: size.tokens] = self._model.forward(columns.tokens, batch, self._attention, self._kv)
+
+    def _head(self, outputs: torch.Tensor, rows: torch.Tensor) -> None:
+        """Logits of the sampling rows, and their most likely tokens."""
+        logits = self._model.logits(self._hidden[outputs])
+        self.logits[: len(rows)] = logits
+        greedy(logits, rows, self.most_likely, self.tables.last_tokens)
+
+    def _columns(self, size: Size) -> Columns[torch.Tensor]:
+        return split(self._integers, size, self._sizes.max_running)
+
+    def _stage(self, plan: Plan, size: Size) -> None:
+        lay_out(plan, split(self._upload.open(), size, self._sizes.max_running), self.tables, self._kv.shape)
+        self._upload.send(self._integers, num_integers(size.tokens, self._sizes.max_running))
+
+    def _set_pages(self, plan: Plan) -> None:
+        """The host's table gets all changes; the device's only those that the step's own tokens do not tell it."""
+        tables, slots, indices = self.tables, plan.page_slots, plan.page_indices
+        if not len(slots):
+            return
+        tables.pages[slots, indices] = plan.pages
+        self._covered.fill(np.iinfo(np.int32).max)
+        self._covered[plan.slots] = plan.starts // self._kv.shape.page_size
+        untold = indices < self._covered[slots]
+        if untold.any():
+            tables.write_pages(slots[untold], indices[untold], plan.pages[untold])
+
+
+_NONE = np.empty(0, dtype=np.int32)
+NOTHING = Plan(-1, _NONE, _NONE, _NONE, _NONE, np.empty(0, dtype=np.bool_), _NONE, _NONE, _NONE, _NONE)
+"""A step of padding only."""

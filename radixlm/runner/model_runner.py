@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from radixlm.attention.api import AttentionBackend
-from radixlm.messages import Logprobs
 from radixlm.models.decoder import Decoder
 from radixlm.runner.inputs import Inputs, build
 from radixlm.runner.kv import KVPool
@@ -50,18 +49,7 @@ class ModelStep:
         if self._chosen is None:
             return Sampled(_NOTHING, tuple(scores))
         tokens = self._chosen.tokens.cpu().numpy()
-        return Sampled(tokens, (*scores, *self._output_scores(self._chosen, tokens)))
-
-    def _output_scores(self, chosen: Chosen, tokens: IntArray) -> list[tuple[int, Logprobs]]:
-        if chosen.scores is None:
-            return []
-        chunks = np.flatnonzero(self._plan.samples)
-        messages = chosen.scores.messages()
-        return [
-            (int(chunks[row]), Logprobs(0, int(self._rows.positions[row]), (message,)))
-            for row, message in zip(chosen.scored.tolist(), messages)
-            if tokens[row] >= 0
-        ]
+        return Sampled(tokens, (*scores, *self._chosen.messages(self._plan, self._rows, tokens)))
 
 
 class ModelRunner:
@@ -109,6 +97,10 @@ class ModelRunner:
             return self._replays.hidden(inputs)
         self._attention.plan(inputs.batch)
         return self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
+
+    def idle(self) -> bool:
+        """A CPU has no work to do ahead."""
+        return False
 
     def close(self) -> None:
         """Nothing outlives the runner: its memory goes with it."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from radixlm.messages import Logprobs
 from radixlm.runner.draw import best, draw, draw_cut, weigh
 from radixlm.runner.edits import Edits, History, Int64Array, slices
 from radixlm.runner.logprobs import Scores, log_probabilities, score
 from radixlm.runner.settings import CUT, EDITS, PENALISED, RANDOM, SCORED, Settings
-from radixlm.sched.plan import Opened
+from radixlm.sched.plan import Opened, Plan
 from radixlm.sched.sampled import FAILED, Masks
 from radixlm.types import IntArray
 
@@ -38,6 +39,17 @@ class Chosen:
     tokens: torch.Tensor  # int32 [rows], or FAILED
     scored: Int64Array  # rows with log probabilities
     scores: Scores | None  # of the scored rows; None if there are none
+
+    def messages(self, plan: Plan, rows: Rows, tokens: IntArray) -> list[tuple[int, Logprobs]]:
+        """(chunk, its log probabilities) of the scored rows that did not fail. `tokens` are the chosen ones on the host."""
+        if self.scores is None:
+            return []
+        chunks = np.flatnonzero(plan.samples)
+        return [
+            (int(chunks[row]), Logprobs(0, int(rows.positions[row]), (message,)))
+            for row, message in zip(self.scored.tolist(), self.scores.messages())
+            if tokens[row] >= 0
+        ]
 
 
 class Sampler:

@@ -6,21 +6,22 @@ Padding stands for nobody: padded chunks have length 0, padded tokens belong to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
+from radixlm.runner.kv import KVShape
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
 from radixlm.types import IntArray
 
-_Column = TypeVar("_Column", IntArray, torch.Tensor)
+Memory = TypeVar("Memory", IntArray, torch.Tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a graph is made for: chunks, tokens, and whether all chunks are single tokens."""
+    """What a step is padded to: chunks, tokens, and whether all chunks are single tokens."""
 
     chunks: int
     tokens: int
@@ -28,19 +29,19 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """The integers of a step. Host or device, the same fields at the same places."""
+class Columns(Generic[Memory]):
+    """The integers of a step, on the host or on the device: the same fields at the same places."""
 
-    slots: torch.Tensor | IntArray  # [chunks]
-    starts: torch.Tensor | IntArray
-    lengths: torch.Tensor | IntArray
-    outputs: torch.Tensor | IntArray  # [chunks]: the token whose hidden state yields row i's logits
-    rows: torch.Tensor | IntArray  # [chunks]: the slot of sampling row i
-    offsets: torch.Tensor | IntArray  # [chunks + 1]
-    tokens: torch.Tensor | IntArray  # [tokens]
-    owners: torch.Tensor | IntArray
-    positions: torch.Tensor | IntArray
-    cells: torch.Tensor | IntArray
+    slots: Memory  # [max chunks]
+    starts: Memory  # [max chunks]
+    lengths: Memory  # [max chunks]
+    outputs: Memory  # [max chunks]: the token whose hidden state yields the logits of sampling row i
+    rows: Memory  # [max chunks]: the slot of sampling row i
+    offsets: Memory  # [max chunks + 1]
+    tokens: Memory  # [tokens]
+    owners: Memory  # [tokens]: the slot
+    positions: Memory  # [tokens]
+    cells: Memory  # [tokens]
 
 
 def num_integers(tokens: int, max_chunks: int) -> int:
@@ -48,36 +49,39 @@ def num_integers(tokens: int, max_chunks: int) -> int:
     return 6 * max_chunks + 1 + 4 * tokens
 
 
-def columns(memory: _Column, size: Size, max_chunks: int) -> Columns:
-    """The fields of a step in a buffer of at least `num_integers`. Those of chunks are at the same places for every size."""
+def split(memory: Memory, size: Size, max_chunks: int) -> Columns[Memory]:
+    """The fields in a buffer of at least `num_integers`. Those of chunks are at the same places for every size."""
     lengths = [max_chunks] * 5 + [max_chunks + 1] + [size.tokens] * 4
     ends = np.cumsum(lengths).tolist()
     return Columns(*(memory[end - length : end] for end, length in zip(ends, lengths)))
 
 
-def lay_out(plan: Plan, size: Size, memory: IntArray, tables: Tables, page_size: int) -> None:  # hot
-    """Writes a plan and its padding into host memory."""
-    out = columns(memory, size, tables.num_slots)
-    count, num_tokens = len(plan.slots), plan.num_tokens
-    scratch = tables.num_slots
-    ends = np.cumsum(plan.lengths, dtype=np.int32)
-    for field, values, pad in (
-        (out.slots, plan.slots, scratch), (out.starts, plan.starts, 0), (out.lengths, plan.lengths, 0),
-        (out.outputs, ends[plan.samples] - 1, 0), (out.rows, plan.slots[plan.samples], scratch),
-    ):  # fmt: skip
-        field[: len(values)] = values
-        field[len(values) :] = pad
+def lay_out(plan: Plan, out: Columns[IntArray], tables: Tables, shape: KVShape) -> None:  # hot
+    """Writes a plan and its padding."""
+    lengths, scratch = plan.lengths, tables.scratch_slot
+    ends = np.cumsum(lengths, dtype=np.int32)
+    _fill(out.slots, plan.slots, scratch)
+    _fill(out.starts, plan.starts, 0)
+    _fill(out.lengths, lengths, 0)
+    _fill(out.outputs, ends[plan.samples] - np.int32(1), 0)
+    _fill(out.rows, plan.slots[plan.samples], scratch)
     out.offsets[0] = 0
-    out.offsets[1 : count + 1] = ends
-    out.offsets[count + 1 :] = num_tokens
+    _fill(out.offsets[1:], ends, plan.num_tokens)
     owners, positions = plan.slots, plan.starts
-    if not size.decode:
-        owners = np.repeat(plan.slots, plan.lengths)
-        positions = np.arange(num_tokens, dtype=np.int32) - np.repeat(ends - plan.lengths - plan.starts, plan.lengths)
-    cells = tables.pages[owners, positions // page_size] * np.int32(page_size) + positions % page_size
-    for field, values, pad in (
-        (out.tokens, plan.tokens, 0), (out.owners, owners, scratch),
-        (out.positions, positions, 0), (out.cells, cells, tables.scratch_cell),
-    ):  # fmt: skip
-        field[:num_tokens] = values
-        field[num_tokens:] = pad
+    if plan.num_tokens > len(owners):
+        owners = np.repeat(plan.slots, lengths)
+        positions = np.arange(plan.num_tokens, dtype=np.int32) - np.repeat(ends - lengths - plan.starts, lengths)
+    pages, within = np.divmod(positions, np.int32(shape.page_size))
+    _fill(out.tokens, plan.tokens, 0)
+    _fill(out.owners, owners, scratch)
+    _fill(out.positions, positions, 0)
+    _fill(
+        out.cells,
+        tables.pages[owners, pages] * np.int32(shape.page_size) + within,
+        shape.scratch_page * shape.page_size,
+    )
+
+
+def _fill(column: IntArray, values: IntArray, padding: int) -> None:
+    column[: len(values)] = values
+    column[len(values) :] = padding

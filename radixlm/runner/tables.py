@@ -15,19 +15,23 @@ class Tables:
     """Page table and last sampled token of every slot."""
 
     def __init__(self, num_slots: int, pages_per_sequence: int, device: torch.device) -> None:
-        self.pages: IntArray = np.zeros((num_slots, pages_per_sequence), dtype=np.int32)
-        self.device_pages = torch.from_numpy(self.pages).to(device)  # int32 [slots, pages per sequence]
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.scratch_slot = num_slots  # the slot of rows that stand for no request
+        self.pages: IntArray = np.zeros((num_slots + 1, pages_per_sequence), dtype=np.int32)
+        self.device_pages = torch.from_numpy(self.pages).to(device)  # int32 [slots + 1, pages per sequence]
+        self.last_tokens = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self.device = device
 
     def set_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
         """pages[slots[i], indices[i]] = pages[i]; later entries win."""
         self.pages[slots, indices] = pages
         if self.device.type != "cpu":
-            rows = np.unique(slots)
-            self.device_pages[torch.from_numpy(rows).to(self.device)] = torch.from_numpy(self.pages[rows]).to(
-                self.device
-            )
+            self.write_pages(slots, indices, pages)
+
+    def write_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
+        """The same for the device's table alone."""
+        cells = slots.astype(np.int64) * self.pages.shape[1] + indices
+        to_device = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (cells, pages))
+        self.device_pages.view(-1).scatter_(0, *to_device)
 
     def set_last(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """The tokens that slots have just sampled: what ON_DEVICE stands for in the next plan. A failed one reads 0."""

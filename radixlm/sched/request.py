@@ -41,6 +41,7 @@ class OpenRequest:
         self.part_start = len(self.tokens)  # generated tokens of the current part begin here
         self.num_prompt = len(self.tokens)
         self.num_cached = 0
+        self.scored_to = 0  # prompt positions before it had their log probabilities sent
         self.num_output = 0  # of parts that ended
         self.num_forced = 0
         self.num_preempted = 0
@@ -72,11 +73,11 @@ class OpenRequest:
 
     @property
     def scored_from(self) -> int | None:
-        """First prompt position whose log probability is asked for (at least 1), or None."""
+        """First prompt position whose log probability is still to be sent (at least 1), or None."""
         sampling = self.sampling
-        if sampling is None or sampling.prompt_logprobs is None or self.part:
+        if sampling is None or sampling.prompt_logprobs is None or self.part or self.scored_to >= self.num_prompt:
             return None
-        return max(1, sampling.prompt_logprobs_start)
+        return max(1, sampling.prompt_logprobs_start, self.scored_to)
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from radixlm.messages import Ended
+from radixlm.messages import Ended, Logprobs
 from radixlm.sched import admission
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
@@ -145,11 +145,18 @@ class Scheduler:
         self.outbox.tokens(self.running.rows.sink[slots], self.running.rows.key[slots], tokens)
 
     def _publish_logprobs(self, plan: Plan, sampled: Sampled) -> None:
-        for chunk, logprobs in sampled.logprobs:
+        """Sends log probabilities on; those of a prompt computed again after a preemption were sent before."""
+        for chunk, scores in sampled.logprobs:
             slot = int(plan.slots[chunk])
-            if self.running.rows.valid_from[slot] <= plan.index:
-                entry = self.running.by_slot[slot].request
-                self.outbox.detail(entry.sink, type(logprobs)(entry.request.key, logprobs.start, logprobs.positions))
+            if self.running.rows.valid_from[slot] > plan.index:
+                continue
+            entry, start, positions = self.running.by_slot[slot].request, scores.start, scores.positions
+            if start < entry.num_prompt and not entry.part:
+                positions = positions[max(0, entry.scored_to - start) :]
+                start = max(start, entry.scored_to)
+                entry.scored_to = max(entry.scored_to, start + len(positions))
+            if positions:
+                self.outbox.detail(entry.sink, Logprobs(entry.request.key, start, positions))
 
     def _look(self, lease: Lease, position: int, token: int, *, eos: bool) -> None:
         """A token that may end its part."""

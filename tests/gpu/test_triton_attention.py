@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
-
 from radixlm.attention.api import AttentionShape, Batch
 from radixlm.attention.reference import Reference
 from radixlm.attention.triton import TritonAttention
-from radixlm.attention.triton_schedule import Cut, schedule
+from radixlm.attention.triton_schedule import Cut, Items, schedule
+from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 
@@ -136,14 +135,18 @@ def test_a_captured_step_follows_the_lengths_that_its_tensors_hold_at_replay() -
     assert relative_error(out, oracle.run(q.float(), 0)) < tolerance(torch.bfloat16)
 
 
+def count(items: Items, cut: Cut) -> int:
+    return int(items.lanes[-1 if cut.even else 0])
+
+
 @pytest.mark.parametrize("chunks", [DECODE, MIXED, LONG, [(0, 1)], [(5000, 17)] * 3], ids=len)
 @pytest.mark.parametrize("window", [0, 33])
 @pytest.mark.parametrize("cut", [Cut(0, 4, 4, 16, 33, 1), Cut(4, 1 << 30, 32, 64, 7, 2)], ids=["short", "long"])
 def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], window: int, cut: Cut) -> None:
     batch, _ = step(chunks, 1)
     items = schedule(batch, cut, window)
-    records = items.records[: int(items.count)].tolist()
-    assert len(records) == int(items.count) <= cut.max_items(len(chunks), len(batch.cells))
+    records = items.records[: count(items, cut)].tolist()
+    assert len(records) <= cut.max_items(len(chunks), len(batch.cells))
     covered: dict[tuple[int, int, int], list[int]] = {}
     parts = [record[7] for record in records if record[6] > 1]
     assert len(set(parts)) == len(parts) and all(part < cut.max_parts for part in parts)
@@ -162,10 +165,14 @@ def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], win
     assert {key: sorted(keys) for key, keys in covered.items()} == expected
 
 
-def test_long_rows_are_split_more_than_short_ones() -> None:
-    batch, _ = step([(4000, 1), (100, 1), (100, 1)], 1)
-    cut = Cut(0, 1, 1, 16, 32, 1)
+def test_every_lane_reads_the_same_number_of_key_blocks() -> None:
+    chunks = [(4000, 1), (100, 1), (0, 0), (7, 1), (1200, 2)]
+    batch, _ = step(chunks, 1)
+    cut = Cut(0, 4, 4, 16, 32, 1)
     items = schedule(batch, cut, 0)
-    splits = {record[0]: record[6] for record in items.records[: int(items.count)].tolist()}
-    rows = [splits[slot] for slot in batch.slots.tolist()]
-    assert rows[0] > 20 and rows[1] == rows[2] == 1
+    lanes, records = items.lanes.tolist(), items.records.tolist()
+    work = [sum(-(-(r[5] - r[4]) // cut.block) for r in records[begin:end]) for begin, end in zip(lanes, lanes[1:])]
+    total = sum(-(-(start + length) // cut.block) for start, length in chunks if length)
+    assert sum(work) == total
+    assert max(work) == -(-total // cut.lanes)
+    assert sum(blocks < max(work) for blocks in work) <= max(work), "only the lanes at the end may have less"

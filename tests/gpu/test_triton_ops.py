@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
-
 from radixlm.ops.api import Rope
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton import TritonOps, TritonWeight
 from radixlm.ops.triton_linear import Tiling, linear
+from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 OPS, ORACLE = TritonOps(), TorchOps()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from radixlm.bench import main as command
 from radixlm.bench import plots, report, results, sched
-from radixlm.bench.results import BenchError, Measure, Run
+from radixlm.bench.results import BenchError, Measure, Measured, Run
 from radixlm.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def measured(subject: str, metric: str, samples: list[float], *, higher: bool = 
 
 
 def a_run(*measures: Measure) -> Run:
-    return results.new_run("trial", {"threads": "2"}, measures)
+    return results.new_run("trial", {"threads": "2"}, Measured(list(measures), {"peer": "1"}, ["apart"]))
 
 
 def text_of(shown: object) -> str:
@@ -47,6 +47,7 @@ def test_gain_is_above_one_when_better_in_either_direction() -> None:
 def test_the_table_relates_ours_to_the_best_peer() -> None:
     run = a_run(
         measured("radixlm", "speed", [30.0]), measured("slow", "speed", [10.0]), measured("fast", "speed", [20.0]),
+        measured("apart", "speed", [90.0]),
         measured("radixlm", "wait", [30.0], higher=False), measured("slow", "wait", [60.0], higher=False),
     )  # fmt: skip
     shown = text_of(report.table(run))

@@ -24,6 +24,7 @@ class Peer:
     environment: str = ""  # name of the virtual environment; empty: the one we run in
     requirements: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()  # dependencies to remove again
+    apart: bool = False  # computes in a lower precision than the others, so it is nobody's best peer
     target: str = ""  # file or folder name of the converted weights
     weights: Callable[[Path, Path, Path], list[str] | None] | None = None
 
@@ -54,6 +55,7 @@ def _llama(kind: str) -> Peer:
         adapter="llama_cpp_batching.py",
         environment="llama",
         requirements=("llama-cpp-python>=0.3.16",),
+        apart=kind != "BF16",
         target=f"model-{kind}.gguf",
         weights=_gguf(kind),
     )

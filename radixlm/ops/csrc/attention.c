@@ -88,17 +88,25 @@ static void clear(struct state *s, long rows, long padded_dim) {
     memset(s->values, 0, rows * padded_dim * 4);
 }
 
-/* c [rows, nv * 16] (+)= a x b, in tiles of up to 6 rows. */
-INLINE void product_nv(int dtype, int nv, long rows, int add, const char *a, long lda, const uint32_t *b, long steps,
-                       float *c, long ldc) {
+/* One product of a block: c [rows, columns] (+)= a [rows, steps] x b [steps, columns], 4-byte units. */
+struct product {
+    const char *a;
+    const uint32_t *b;
+    float *c;
+    long rows, steps, lda, ldb, ldc; /* lda in bytes, ldb and ldc in elements */
+    int add;
+};
+
+/* nv vectors of columns, in tiles of up to 6 rows. */
+INLINE void product_nv(int dtype, int nv, const struct product *p) {
 #define CASE(n) \
-    case n: tile(dtype, n, nv, add, from, lda, (const char *)b, steps, to, ldc, 0, NULL, 0); break;
+    case n: tile(dtype, n, nv, p->add, a, p->lda, (const char *)p->b, p->ldb * 4, p->steps, c, p->ldc, 0, NULL, 0); break;
     const int most = TILE_ROWS < 6 ? TILE_ROWS : 6;
-    long tiles = (rows + most - 1) / most;
+    long tiles = (p->rows + most - 1) / most;
     for (long t = 0; t < tiles; t++) {
-        long begin = rows * t / tiles, count = rows * (t + 1) / tiles - begin;
-        const char *from = a + begin * lda;
-        float *to = c + begin * ldc;
+        long begin = p->rows * t / tiles, count = p->rows * (t + 1) / tiles - begin;
+        const char *a = p->a + begin * p->lda;
+        float *c = p->c + begin * p->ldc;
         switch (count) {
             CASE(1)
             CASE(2)
@@ -113,17 +121,16 @@ INLINE void product_nv(int dtype, int nv, long rows, int add, const char *a, lon
 #undef CASE
 }
 
-static void product_bf16(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
-    product_nv(BF16, NV, rows, add, a, lda, b, steps, c, ldc);
-}
-static void product_f32(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
-    product_nv(F32, NV, rows, add, a, lda, b, steps, c, ldc);
-}
-static void narrow_bf16_(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
-    product_nv(BF16, 1, rows, add, a, lda, b, steps, c, ldc);
-}
-static void narrow_f32(long rows, int add, const char *a, long lda, const uint32_t *b, long steps, float *c, long ldc) {
-    product_nv(F32, 1, rows, add, a, lda, b, steps, c, ldc);
+static void wide_bf16(const struct product *p) { product_nv(BF16, NV, p); }
+static void wide_f32(const struct product *p) { product_nv(F32, NV, p); }
+static void narrow_bf16_(const struct product *p) { product_nv(BF16, 1, p); }
+static void narrow_f32(const struct product *p) { product_nv(F32, 1, p); }
+
+static void multiply(int compute, int wide, struct product p) {
+    if (wide)
+        (compute == F32 ? wide_f32 : wide_bf16)(&p);
+    else
+        (compute == F32 ? narrow_f32 : narrow_bf16_)(&p);
 }
 
 /* Where the keys and values of the block at `base` lie. The last one, before `end`, stands for those behind it, which are
@@ -202,18 +209,19 @@ static void transpose16(const char *const *rows, long unit, uint32_t *out) {
 #endif
 
 /* Keys, a row each, into a panel [units, BLOCK]. */
-static void pack_keys(const struct call *c, const char *const *rows, uint32_t *panel, const long *next) {
-    long unit = 0, bytes = c->a->head_dim * size_of(c->a->kv_dtype);
+static void pack_keys(const struct call *c, const char *const *rows, long count, uint32_t *panel, const long *next) {
+    long bytes = c->a->head_dim * size_of(c->a->kv_dtype), packed = 0;
 #if defined(__AVX512F__)
+    packed = c->units / LANES * LANES;
     for (int i = 0; i < BLOCK; i += LANES) {
-        for (unit = 0; unit + LANES <= c->units; unit += LANES) transpose16(rows + i, unit, panel + i);
+        for (long unit = 0; unit < packed && i < count; unit += LANES) transpose16(rows + i, unit, panel + i);
         fetch(c->a->keys, next + i, LANES, bytes);
     }
 #else
     fetch(c->a->keys, next, BLOCK, bytes);
 #endif
-    for (int i = 0; i < BLOCK; i++)
-        for (long u = unit; u < c->units; u++) memcpy(panel + u * BLOCK + i, rows[i] + u * 4, 4);
+    for (int i = 0; i < count; i++)
+        for (long unit = packed; unit < c->units; unit++) memcpy(panel + unit * BLOCK + i, rows[i] + unit * 4, 4);
 }
 
 /* Values of elements d .. d + 16 into columns of a panel of width `width`: bf16 in pairs of keys, float32 as they are. */
@@ -233,9 +241,11 @@ INLINE void pack_column(const struct call *c, const char *const *rows, long d, u
 #if defined(__AVX512BW__)
 #define INTERLEAVED 1
 /* 64 bf16 values of each key, pairs in the order in which one instruction makes them; `restore_order` undoes it. */
-static void interleave(const char *const *rows, long d, uint32_t *panel, const char *values, const long *next) {
+static void interleave(const char *const *rows, long count, long d, uint32_t *panel, const char *values,
+                       const long *next) {
     for (int i = 0; i < BLOCK; i += 2, panel += BLOCK) {
         fetch(values + 2 * d, next + i, 2, 2 * BLOCK);
+        if (i >= count) continue;
         for (int v = 0; v < 2; v++) {
             __m512i even = _mm512_loadu_si512(rows[i] + 2 * d + 64 * v);
             __m512i odd = _mm512_loadu_si512(rows[i + 1] + 2 * d + 64 * v);
@@ -255,8 +265,9 @@ INLINE void restore_order(float *x) {
 }
 #else
 #define INTERLEAVED 0
-static void interleave(const char *const *rows, long d, uint32_t *panel, const char *values, const long *next) {
-    (void)rows, (void)d, (void)panel, (void)values, (void)next;
+static void interleave(const char *const *rows, long count, long d, uint32_t *panel, const char *values,
+                       const long *next) {
+    (void)rows, (void)count, (void)d, (void)panel, (void)values, (void)next;
 }
 INLINE void restore_order(float *x) { (void)x; }
 #endif
@@ -264,25 +275,37 @@ INLINE void restore_order(float *x) { (void)x; }
 static long full_panels(const struct call *c) { return c->a->head_dim / BLOCK * BLOCK; }
 
 /* Panels of 64 columns first, then one vector each: the order in which `add_values` reads them. */
-static void pack_values(const struct call *c, const char *const *rows, uint32_t *panel, const long *next) {
+static void pack_values(const struct call *c, const char *const *rows, long count, uint32_t *panel, const long *next) {
     long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = full_panels(c);
     for (long d = 0; d < full; d += BLOCK) {
         if (INTERLEAVED && c->compute == BF16)
-            interleave(rows, d, panel + d * steps, c->a->values, next);
+            interleave(rows, count, d, panel + d * steps, c->a->values, next);
         else
             for (long v = 0; v < BLOCK; v += LANES) pack_column(c, rows, d + v, panel + d * steps + v, BLOCK);
     }
     for (long d = full; d < c->padded_dim; d += LANES) pack_column(c, rows, d, panel + d * steps, LANES);
 }
 
-static void add_values(const struct call *c, const struct work *w, long rows) {
-    long steps = c->compute == F32 ? BLOCK : BLOCK / 2, full = full_panels(c), lda = steps * 4;
-    for (long d = 0; d < full; d += BLOCK)
-        (c->compute == F32 ? product_f32 : product_bf16)(rows, 1, w->weights, lda, w->value + d * steps, steps,
-                                                         w->span.values + d, c->padded_dim);
-    for (long d = full; d < c->padded_dim; d += LANES)
-        (c->compute == F32 ? narrow_f32 : narrow_bf16_)(rows, 1, w->weights, lda, w->value + d * steps, steps,
-                                                        w->span.values + d, c->padded_dim);
+/* Scores of the block's first `count` keys. Short blocks, as the last of a context, cost what they hold. */
+static void score(const struct call *c, const struct work *w, long rows, long count) {
+    struct product p = {w->q, w->keys, w->scores, rows, c->units, c->units * 4, BLOCK, BLOCK, 0};
+    if (count > BLOCK - LANES) {
+        multiply(c->compute, 1, p);
+        return;
+    }
+    for (long i = 0; i < count; i += LANES, p.b += LANES, p.c += LANES) multiply(c->compute, 0, p);
+}
+
+static void add_values(const struct call *c, const struct work *w, long rows, long count) {
+    long height = c->compute == F32 ? BLOCK : BLOCK / 2, steps = c->compute == F32 ? count : (count + 1) / 2;
+    for (long d = 0; d < c->padded_dim;) {
+        int wide = d < full_panels(c);
+        long width = wide ? BLOCK : LANES;
+        float *to = w->span.values + d;
+        multiply(c->compute, wide,
+                 (struct product){w->weights, w->value + d * height, to, rows, steps, height * 4, width, c->padded_dim, 1});
+        d += width;
+    }
 }
 
 INLINE vf capped(vf x, float cap) { /* cap * tanh(x / cap) */
@@ -429,16 +452,16 @@ static void attend_span(const struct call *c, struct work *w, struct cursor at, 
     long rows = at.item->count * (c->a->heads / c->a->kv_heads);
     clear(&w->span, rows, c->padded_dim);
     for (; at.base < at.end; at.base += BLOCK, w->now ^= 1) {
-        long *next = w->places[!w->now];
+        long *next = w->places[!w->now], count = at.end - at.base < BLOCK ? at.end - at.base : BLOCK;
         struct cursor after = block_after(c, at, span, index);
         find_rows(c, after.item, after.kv_head, after.base, after.end, next);
         point_at(c->a, w->places[w->now], w->rows);
         if (c->compute != c->a->kv_dtype) widen(c, w, w->rows);
-        pack_keys(c, w->rows[0], w->keys, next);
-        (c->compute == F32 ? product_f32 : product_bf16)(rows, 0, w->q, c->units * 4, w->keys, c->units, w->scores, BLOCK);
+        pack_keys(c, w->rows[0], count, w->keys, next);
+        score(c, w, rows, count);
         (c->compute == F32 ? weigh_f32 : weigh_bf16)(c, w, at.item, at.base);
-        pack_values(c, w->rows[1], w->value, next);
-        add_values(c, w, rows);
+        pack_values(c, w->rows[1], count, w->value, next);
+        add_values(c, w, rows, count);
     }
 }
 

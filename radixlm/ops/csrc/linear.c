@@ -74,8 +74,8 @@ INLINE void write_row(const struct weight *w, const float *c, char *out, long co
 INLINE void linear_tile(const struct product *l, int dtype, int rows, int level, struct place p) {
     const struct weight *w = l->w;
     float c[TILE_ROWS * PANEL];
-    tile(dtype, rows, NV, 0, l->x + p.row * l->ldx, l->ldx, p.panel, steps_of(w->k, dtype), c, PANEL, level, p.fetch,
-         p.fetch_step);
+    tile(dtype, rows, NV, 0, l->x + p.row * l->ldx, l->ldx, p.panel, PANEL * 4, steps_of(w->k, dtype), c, PANEL,
+         level, p.fetch, p.fetch_step);
     for (int m = 0; m < rows; m++) write_row(w, c + m * PANEL, at(l->out, (p.row + m) * w->n, dtype), p.column, dtype);
 }
 

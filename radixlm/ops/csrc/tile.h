@@ -35,10 +35,10 @@ INLINE vf multiply_add(vf acc, const char *a, vu b, int dtype) {
     return acc + (vf)b * value;
 }
 
-/* `steps` rows of b; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch` points to memory that is
+/* `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch` points to memory that is
  * needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it goes to, or 0: nothing is fetched. */
-INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long steps, float *c,
-                 long ldc, int level, const char *fetch, long fetch_step) {
+INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long ldb, long steps,
+                 float *c, long ldc, int level, const char *fetch, long fetch_step) {
     vf acc[TILE_ROWS][4];
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++)
@@ -49,7 +49,7 @@ INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, 
             else
                 acc[m][n] = (vf){};
         }
-    for (long i = 0; i < steps; i++, a += 4, b += nv * 64) {
+    for (long i = 0; i < steps; i++, a += 4, b += ldb) {
         vu column[4];
 #pragma GCC unroll 4
         for (int n = 0; n < nv; n++) {
