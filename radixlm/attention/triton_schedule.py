@@ -119,10 +119,10 @@ def _schedule_kernel(
         to_key = from_key + each
     if tl.program_id(0) == 0:
         if EVEN:  # lanes without work begin where the last one ends
-            lane = tl.arange(0, CHUNKS)
             for first_lane in range(0, num_lanes + 1, CHUNKS):
-                idle = (first_lane + lane <= num_lanes) & ((first_lane + lane) * share >= total)
-                tl.store(lanes + first_lane + lane, tl.zeros_like(lane) + tl.sum(items, axis=0), mask=idle)
+                any_lane = first_lane + chunk
+                idle = (any_lane <= num_lanes) & (any_lane * share >= total)
+                tl.store(lanes + any_lane, tl.zeros_like(chunk) + tl.sum(items, axis=0), mask=idle)
         else:
             tl.store(lanes, tl.sum(items, axis=0))
 

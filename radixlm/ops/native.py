@@ -1,24 +1,30 @@
 """The op table in C for CPUs, compiled at first use: packed weights, fused passes, a thread pool of its own.
 
-One kernel serves every number of rows, so a row's result is the same bits alone and in any batch. float16 weights are
-multiplied by torch, all else is native. Importing this compiles nothing; making a NativeOps does.
+One kernel serves every number of rows, so a row's result is the same bits alone and in any batch. Torch multiplies float16
+weights, and on CPUs with matrix units (AMX), which these kernels do not drive, bfloat16 products of many rows. All else is
+native. Importing this compiles nothing; making a NativeOps does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from radixlm.errors import ConfigError
 from radixlm.ops.api import Rope
-from radixlm.ops.build import BuildError
+from radixlm.ops.build import BuildError, cpu_identity
 from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new, refuse_recording
 from radixlm.ops.torch import TorchOps, TorchWeight
 
 MAX_HEAD_DIM = 512
+NEVER = sys.maxsize
+_ROWS_TRIED = (32, 64, 128, 256)
 _SLAB_BYTES = 64 << 20
 _ALIGNMENT = 64
 _HUGE_PAGE = 2 << 20
@@ -51,13 +57,16 @@ class NativeWeight:
     dtype: torch.dtype
     address: int  # of the C description
     owned: tuple[object, ...]  # what the description points to
+    plain: TorchWeight | None  # unpacked, where torch multiplies many rows
 
 
 class NativeOps:
     """Implements `radixlm.ops.api.Ops` on CPU tensors."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        """`threads`: torch's number by default. Raises ConfigError if the kernels cannot be compiled."""
+    def __init__(self, threads: int | None = None, torch_rows: int | None = None) -> None:
+        """`threads`: torch's number by default. From `torch_rows` rows on torch multiplies bfloat16; by default that is
+        measured where the CPU has AMX, and never elsewhere. Raises ConfigError if the kernels cannot be compiled.
+        """
         try:
             library = load_library()
         except BuildError as error:
@@ -66,6 +75,8 @@ class NativeOps:
         self._do, self._packed_bytes, self._pack = library.rx_do, library.rx_packed_bytes, library.rx_pack
         self._fallback = TorchOps()
         self._slabs = _Slabs()
+        self._torch_rows = NEVER
+        self._torch_rows = torch_rows or (_measure_torch_rows(self) if "amx_bf16" in cpu_identity() else NEVER)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> NativeWeight | TorchWeight:
         """weight [out, in], bias [out] or None, both copied. float16 stays with torch."""
@@ -73,10 +84,13 @@ class NativeOps:
             return self._fallback.pack(weight, bias)
         (n, k), dtype = weight.shape, DTYPES[weight.dtype]
         packed = self._slabs.take(self._packed_bytes(n, k, dtype))
-        self._pack(weight.contiguous().data_ptr(), packed.data_ptr(), n, k, dtype)
+        source = weight.contiguous()
+        self._pack(source.data_ptr(), packed.data_ptr(), n, k, dtype)
         wide = None if bias is None else bias.to(torch.float32, copy=True)
         described = _WeightStruct(packed.data_ptr(), None if wide is None else wide.data_ptr(), n, k, dtype)
-        return NativeWeight(n, k, weight.dtype, ctypes.addressof(described), (described, packed, wide))
+        keeps = self._torch_rows < NEVER and weight.dtype is torch.bfloat16
+        plain = self._fallback.pack(weight.clone(), None if bias is None else bias.clone()) if keeps else None
+        return NativeWeight(n, k, weight.dtype, ctypes.addressof(described), (described, packed, wide), plain)
 
     def linear(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
@@ -84,9 +98,11 @@ class NativeOps:
             refuse_recording("float16 weights are multiplied by torch")
             return self._fallback.linear(x, weight)
         rows, width = x.shape
-        assert width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous(), (
-            "x does not fit the weight"
-        )
+        fits = width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous()
+        assert fits, "x does not fit the weight"
+        if rows >= self._torch_rows and weight.plain is not None:
+            refuse_recording("torch multiplies this many rows")
+            return self._fallback.linear(x, weight.plain)
         out = new((rows, weight.out_features), x.dtype)
         self._do(Kind.LINEAR, _LINEAR(weight.address, x.data_ptr(), out.data_ptr(), rows))
         return out
@@ -135,6 +151,26 @@ class NativeOps:
         out = new((rows, width), gate_up.dtype)
         self._do(Kind.SILU_MUL, _SILU_MUL(gate_up.data_ptr(), out.data_ptr(), rows, width, DTYPES[gate_up.dtype]))
         return out
+
+
+def _measure_torch_rows(native: NativeOps) -> int:
+    """The smallest of a few row counts at which torch is a fifth faster than the native product; takes some 20 ms."""
+    weight = torch.randn(1536, 576, dtype=torch.bfloat16)
+    packed, plain = native.pack(weight, None), TorchOps().pack(weight, None)
+    for rows in _ROWS_TRIED:
+        x = torch.randn(rows, 576, dtype=torch.bfloat16)
+        if _best_time(lambda: TorchOps().linear(x, plain)) * 1.2 < _best_time(lambda: native.linear(x, packed)):  # noqa: B023
+            return rows
+    return NEVER
+
+
+def _best_time(compute: Callable[[], torch.Tensor]) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        compute()
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(6))
 
 
 class _Slabs:

@@ -57,6 +57,7 @@ class Answer:
         self._shape = shape
         self._kind, self._chunk_kind, prefix = shape.names
         self._with_usage = bool(options and options.include_usage)
+        self._with_token_ids = bool(body.return_token_ids)
         self._with_running_usage = bool(options and options.continuous_usage_stats)
         self._head: Json = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
@@ -64,6 +65,8 @@ class Answer:
         """The JSON of the whole answer."""
         results = await self._frontend.complete(self._prepared)
         choices = [self._shape.choice(completion) for completion in results]
+        if self._with_token_ids:
+            choices = [{**choice, "token_ids": c.tokens} for choice, c in zip(choices, results)]
         answer = {**self._head, "object": self._kind, "choices": choices, "usage": self._usage(results)}
         return msgspec.json.encode(answer)
 
@@ -82,7 +85,9 @@ class Answer:
                     opened[delta.index] = True
                     if (opening := shape.opening(completion)) is not None:
                         yield self._chunk([opening], results)
-                if delta.text or delta.finish or delta.logprobs:
+                if self._with_token_ids:
+                    yield self._chunk([{**shape.piece(completion, delta), "token_ids": delta.tokens}], results)
+                elif delta.text or delta.finish or delta.logprobs:
                     yield self._chunk([shape.piece(completion, delta)], results)
         if self._with_usage:
             yield self._chunk([], results)

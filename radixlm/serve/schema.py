@@ -114,6 +114,7 @@ class OpenAI(Sampling, kw_only=True):
     rid: str | None = None
     timeout: float | None = None
     no_stop_trim: bool | None = None
+    return_token_ids: bool | None = None
     # Accepted and without effect here.
     user: Any = None
     metadata: Any = None

@@ -239,3 +239,11 @@ def test_models_are_listed_and_an_unknown_one_is_not_found():
         assert (await server.post("/v1/completions", {"prompt": "a", "model": "org/name"})).status_code == 200
 
     with_server(test, served_model_name="org/name")
+
+
+def test_token_ids_come_with_the_text_if_asked():
+    body = {"model": "fake", "prompt": "abc", "return_token_ids": True, "max_tokens": 3}
+    whole = post("/v1/completions", body)["choices"][0]
+    assert whole["token_ids"] == TOKENIZER.encode("abc", add_special=False)
+    parts = [c for e in events("/v1/completions", {**body, "stream": True})[:-1] for c in e["choices"]]
+    assert [token for part in parts for token in part["token_ids"]] == whole["token_ids"]

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radixlm.ops import native as native_module
 from radixlm.ops.api import Rope
-from radixlm.ops.library import set_threads, unavailable_reason
-from radixlm.ops.native import NativeOps, NativeWeight
+from radixlm.ops.library import NotRecordable, Recording, set_threads, unavailable_reason
+from radixlm.ops.native import NEVER, NativeOps, NativeWeight
 from radixlm.ops.torch import TorchOps
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
@@ -67,6 +68,21 @@ def test_linear_takes_many_rows_in_blocks():
     native, weight = NativeOps(2), random(1, 100, 1536, dtype=torch.bfloat16) / 40
     x = random(2, 700, 1536, dtype=torch.bfloat16)
     assert_close(native.linear(x, native.pack(weight, None)), TorchOps().linear(x, TorchOps().pack(weight, None)))
+
+
+def test_torch_multiplies_many_rows_where_that_is_faster():
+    torch_ones, never = NativeOps(2, torch_rows=16), NativeOps(2, torch_rows=NEVER)
+    weight, bias = random(1, 70, 40, dtype=torch.bfloat16), random(2, 70, dtype=torch.bfloat16)
+    for rows in (15, 16, 40):
+        x = random(3, rows, 40, dtype=torch.bfloat16)
+        assert_close(torch_ones.linear(x, torch_ones.pack(weight, bias)), never.linear(x, never.pack(weight, bias)))
+    with pytest.raises(NotRecordable, match="torch multiplies"):
+        packed = torch_ones.pack(weight, bias)
+        Recording(lambda: torch_ones.linear(random(3, 16, 40, dtype=torch.bfloat16), packed))
+
+
+def test_measuring_when_torch_is_faster_gives_a_number_of_rows():
+    assert native_module._measure_torch_rows(NativeOps(2, torch_rows=NEVER)) in (32, 64, 128, 256, NEVER)
 
 
 def test_a_packed_weight_does_not_need_its_source():
@@ -124,7 +140,8 @@ def test_rope_write_rotates_and_writes_only_its_cells(dtype, kv_dtype, rows, sha
     positions = torch.randint(0, 50, (rows,), generator=torch.Generator().manual_seed(4), dtype=torch.int32)
     rope = Rope(positions, random(5, 50, dim), (num_heads, kv_heads, dim), norms)
     cells = torch.randperm(rows + 7, generator=torch.Generator().manual_seed(6))[:rows].to(torch.int32)
-    got_kv, want_kv = (tuple(torch.zeros(rows + 7, kv_heads, dim, dtype=kv_dtype or dtype) for _ in "kv") for _ in "ab")
+    keys, values, want_keys, want_values = torch.zeros(4, rows + 7, kv_heads, dim, dtype=kv_dtype or dtype).unbind()
+    got_kv, want_kv = (keys, values), (want_keys, want_values)
     got = NativeOps(num_threads).rope_write(qkv, rope, cells, got_kv)
     want = TorchOps().rope_write(qkv, rope, cells, want_kv)
     for native, torch_one in zip((got, *got_kv), (want, *want_kv)):

@@ -13,7 +13,7 @@ from radixlm.attention.native import NativeAttention
 from radixlm.models.config import ModelConfig
 from radixlm.models.decoder import Decoder, Layer, Tensors
 from radixlm.ops.library import unavailable_reason
-from radixlm.ops.native import NativeOps
+from radixlm.ops.table import load_ops
 from radixlm.runner.inputs import Inputs
 from radixlm.runner.kv import KVPool, KVShape
 from radixlm.runner.replay import MOST_TOKENS, DecodeReplays
@@ -35,7 +35,7 @@ def config() -> ModelConfig:
 
 def decoder(dtype: torch.dtype, kind: type[Decoder] = Decoder) -> Decoder:
     torch.manual_seed(0)
-    ops = NativeOps(2)
+    ops = load_ops("native")
 
     def weight(rows: int, columns: int):
         return ops.pack((torch.randn(rows, columns) / columns**0.5).to(dtype), None)

@@ -1,4 +1,5 @@
-/* The linear op. Weights are packed in panels of 48 outputs (see tile.h), each read once, in order, for all rows at hand.
+/* The linear op. Weights are packed in panels of 48 outputs (see tile.h), each read once, in order, for all rows
+ * at hand.
  *
  * One kernel serves every number of rows, so a row's result is the same bits alone and in any batch.
  */
@@ -7,9 +8,9 @@
 #define NV 3
 #define PANEL (NV * LANES)
 
-/* Up to 8 rows the op waits for memory: fetch this far ahead, some 100 ns. With more rows it computes several tiles per
- * panel, and fetches the whole next panel meanwhile. Measured on Zen 5, one core: 40 GB/s at 1 to 8 rows (all that a core
- * can read), 450 of 516 GFLOP/s at 24 rows and more. */
+/* Up to 8 rows the op waits for memory: fetch this far ahead, some 100 ns. With more rows it computes several
+ * tiles per panel, and fetches the whole next panel meanwhile. Measured on Zen 5, one core: 40 GB/s at 1 to 8 rows
+ * (all that a core can read), 450 of 516 GFLOP/s at 24 rows and more. */
 #define AHEAD 8192
 #define BLOCK_BYTES (384 << 10) /* of x: what stays in the second-level cache while the panels pass */
 
@@ -76,7 +77,8 @@ INLINE void linear_tile(const struct product *l, int dtype, int rows, int level,
     float c[TILE_ROWS * PANEL];
     tile(dtype, rows, NV, 0, l->x + p.row * l->ldx, l->ldx, p.panel, PANEL * 4, steps_of(w->k, dtype), c, PANEL,
          level, p.fetch, p.fetch_step);
-    for (int m = 0; m < rows; m++) write_row(w, c + m * PANEL, at(l->out, (p.row + m) * w->n, dtype), p.column, dtype);
+    for (int m = 0; m < rows; m++)
+        write_row(w, c + m * PANEL, at(l->out, (p.row + m) * w->n, dtype), p.column, dtype);
 }
 
 INLINE void linear_rows(const struct product *l, int dtype, int rows, int level, struct place p) {

@@ -1,8 +1,9 @@
-/* The thread pool: one parallel region at a time, a share of the tasks per thread, leftovers taken by whoever is free.
+/* The thread pool: one parallel region at a time, a share of the tasks per thread, leftovers taken by whoever is
+ * free.
  *
- * A waiting thread spins for a short time, because regions follow each other within microseconds, and then sleeps, so
- * that an idle engine uses no CPU. The caller never waits for a thread that has not woken up yet: it takes over that
- * thread's tasks. A second caller at the same time, or a child after fork, computes alone.
+ * A waiting thread spins for a short time, because regions follow each other within microseconds, and then sleeps,
+ * so that an idle engine uses no CPU. The caller never waits for a thread that has not woken up yet: it takes over
+ * that thread's tasks. A second caller at the same time, or a child after fork, computes alone.
  */
 #include "radix.h"
 #include <pthread.h>

@@ -60,7 +60,8 @@ struct silu_mul { /* gate_up [rows, 2 n] -> out [rows, n] */
     int32_t dtype;
 };
 
-struct rope_write { /* qkv [tokens, (heads + 2 kv_heads) head_dim] -> q [tokens, heads, head_dim]; k, v to their cells */
+/* qkv [tokens, (heads + 2 kv_heads) head_dim] -> q [tokens, heads, head_dim]; keys and values go to their cells */
+struct rope_write {
     const void *qkv;
     void *q;
     const int32_t *positions; /* [tokens] */
@@ -94,8 +95,8 @@ void rx_attention(const struct attention *op);
 enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, KINDS };
 void rx_do(int kind, const void *op);
 
-/* From here on the calling thread's operations are also kept, until rx_record_end, which returns the recording or NULL if
- * memory ran out. Recordings do not nest. */
+/* From here on the calling thread's operations are also kept, until rx_record_end, which returns the recording or
+ * NULL if memory ran out. Recordings do not nest. */
 void rx_record_begin(void);
 struct recording *rx_record_end(void);
 void rx_replay(const struct recording *recording);

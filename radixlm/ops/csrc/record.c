@@ -1,7 +1,7 @@
 /* Recordings: the operations of one computation, kept as values, to be carried out again in one call.
  *
- * Indices and lengths live behind pointers, so a replay computes with what the memory holds then: one recording of a step
- * of n tokens serves every step of n tokens.
+ * Indices and lengths live behind pointers, so a replay computes with what the memory holds then: one recording of
+ * a step of n tokens serves every step of n tokens.
  */
 #include "radix.h"
 #include <stdlib.h>

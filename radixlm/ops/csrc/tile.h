@@ -1,8 +1,9 @@
-/* The inner product kernel that the linear op and attention share: c [rows, NV * 16] (+)= a [rows, k] x b [k, NV * 16].
+/* The inner product kernel that the linear op and attention share: c [rows, NV * 16] (+)= a [rows, k] x b [k, NV *
+ * 16].
  *
- * b is a packed panel. F32: k rows of NV * 16 floats. BF16: ceil(k / 2) rows of NV * 16 pairs, a pair being the elements
- * 2 i and 2 i + 1 of one column, zero where k is odd. Every element of c is one chain of additions in the order of k, so
- * it does not depend on how many rows are computed together.
+ * b is a packed panel. F32: k rows of NV * 16 floats. BF16: ceil(k / 2) rows of NV * 16 pairs, a pair being the
+ * elements 2 i and 2 i + 1 of one column, zero where k is odd. Every element of c is one chain of additions in the
+ * order of k, so it does not depend on how many rows are computed together.
  */
 #ifndef TILE_H
 #define TILE_H
@@ -35,8 +36,9 @@ INLINE vf multiply_add(vf acc, const char *a, vu b, int dtype) {
     return acc + (vf)b * value;
 }
 
-/* `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch` points to memory that is
- * needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it goes to, or 0: nothing is fetched. */
+/* `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch`
+ * points to memory that is needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it
+ * goes to, or 0: nothing is fetched. */
 INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long ldb, long steps,
                  float *c, long ldc, int level, const char *fetch, long fetch_step) {
     vf acc[TILE_ROWS][4];

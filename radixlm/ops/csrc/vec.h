@@ -1,4 +1,5 @@
-/* Sixteen floats at a time, in the compiler's vector types: AVX-512 where present, else two, four or eight registers. */
+/* Sixteen floats at a time, in the compiler's vector types: AVX-512 where present, else two, four or eight
+ * registers. */
 #ifndef VEC_H
 #define VEC_H
 
