@@ -37,7 +37,9 @@ def ceilings() -> tuple[float, float]:
     flops = 2 * 8192**3 / call_us([lambda: a @ b] * 4) * 1e6
     copy = torch.empty_like(x)
     moved = 2 * x.nbytes / call_us([lambda: copy.copy_(x)]) * 1e6
-    print(f"ceilings: read {read / 1e12:.2f} TB/s, copy {moved / 1e12:.2f} TB/s, bf16 product {flops / 1e12:.0f} TFLOP/s")
+    print(
+        f"ceilings: read {read / 1e12:.2f} TB/s, copy {moved / 1e12:.2f} TB/s, bf16 product {flops / 1e12:.0f} TFLOP/s"
+    )
     return max(read, moved), flops
 
 
@@ -52,7 +54,9 @@ def bench_linear(read: float, flops: float) -> None:
             own = call_us([lambda w=w: ops.linear(x, w) for w in packed])
             library = call_us([lambda w=w: F.linear(x, w) for w in weights])
             floor = 1e6 * max(2 * out * size / read, 2 * rows * out * size / flops)
-            print(f"linear {rows:4} {name:8} own {own:7.1f} us ({floor / own:4.0%} of the ceiling)  library {library:7.1f} us ({floor / library:4.0%})")
+            print(
+                f"linear {rows:4} {name:8} own {own:7.1f} us ({floor / own:4.0%} of the ceiling)  library {library:7.1f} us ({floor / library:4.0%})"
+            )
 
 
 def bench_fused(read: float, flops: float) -> None:
@@ -62,7 +66,10 @@ def bench_fused(read: float, flops: float) -> None:
         x, gate_up, qkv = (_rows(rows, size) for size in (shapes.HIDDEN, 2 * shapes.FFN, shapes.QKV))
         weight, residual = torch.ones_like(x[0]), x.clone()
         batch, cells = shapes.batch(shapes.decode(rows, 64))
-        kv, rope = shapes.pool(cells, 1).layer(0), Rope(batch.positions, torch.randn((64, 128), device="cuda"), (32, 8, 128))
+        kv, rope = (
+            shapes.pool(cells, 1).layer(0),
+            Rope(batch.positions, torch.randn((64, 128), device="cuda"), (32, 8, 128)),
+        )
         logits = _rows(rows, shapes.VOCAB)
         calls: dict[str, tuple[Callable[[], object], int]] = {
             "norm": (lambda: ops.norm(x, residual, weight, 1e-5), 4 * x.nbytes),
@@ -71,7 +78,10 @@ def bench_fused(read: float, flops: float) -> None:
             "argmax": (lambda: logits.argmax(dim=-1), logits.nbytes),
         }
         times = {name: call_us([call] * 50) for name, (call, _) in calls.items()}
-        print(f"fused {rows:4} " + "  ".join(f"{name} {us:5.2f} us {calls[name][1] / us / 1e3:5.0f} GB/s" for name, us in times.items()))
+        print(
+            f"fused {rows:4} "
+            + "  ".join(f"{name} {us:5.2f} us {calls[name][1] / us / 1e3:5.0f} GB/s" for name, us in times.items())
+        )
 
 
 ATTENTION: dict[str, list[shapes.Chunk]] = {
@@ -136,7 +146,9 @@ def bench_profile(read: float, flops: float) -> None:
         total: dict[str, list[float]] = defaultdict(list)
         for event in run.events():
             total[event.name[:60]].append(event.device_time)
-        print(f"profile of {len(chunks)} rows, {sum(c[1] for c in chunks)} tokens: step {replay_us(graph) / 1e3:.3f} ms")
+        print(
+            f"profile of {len(chunks)} rows, {sum(c[1] for c in chunks)} tokens: step {replay_us(graph) / 1e3:.3f} ms"
+        )
         for name, times in sorted(total.items(), key=lambda entry: -sum(entry[1]))[:14]:
             print(f"    {sum(times):8.1f} us {len(times):4} x {sum(times) / len(times):6.1f}  {name}")
         del graph, held
@@ -161,7 +173,11 @@ class _Without(TritonOps):
         return qkv.flatten()[: len(qkv) * rope.num_heads * rope.head_dim].view(len(qkv), rope.num_heads, rope.head_dim)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return gate_up.view(2 * len(gate_up), -1)[: len(gate_up)] if self._left_out == "silu" else super().silu_mul(gate_up)
+        return (
+            gate_up.view(2 * len(gate_up), -1)[: len(gate_up)]
+            if self._left_out == "silu"
+            else super().silu_mul(gate_up)
+        )
 
 
 class _NoAttention(TritonAttention):

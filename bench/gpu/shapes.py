@@ -10,7 +10,13 @@ from radixlm.attention.api import AttentionShape, Batch
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, DIM, VOCAB = 32, 4096, 14336, 32, 8, 128, 128256
 QKV = (HEADS + 2 * KV_HEADS) * DIM
-LINEARS = {"qkv": (QKV, HIDDEN), "o": (HIDDEN, HIDDEN), "gate-up": (2 * FFN, HIDDEN), "down": (HIDDEN, FFN), "head": (VOCAB, HIDDEN)}
+LINEARS = {
+    "qkv": (QKV, HIDDEN),
+    "o": (HIDDEN, HIDDEN),
+    "gate-up": (2 * FFN, HIDDEN),
+    "down": (HIDDEN, FFN),
+    "head": (VOCAB, HIDDEN),
+}
 ATTENTION = AttentionShape(HEADS, KV_HEADS, DIM, DIM**-0.5, (0,) * LAYERS)
 
 Chunk = tuple[int, int]  # start, length
@@ -56,7 +62,9 @@ def batch(chunks: list[Chunk], page_size: int = 1) -> tuple[Batch, int]:
     cells = table[row_of, positions // page_size] * page_size + positions % page_size
     slots = torch.arange(len(chunks), dtype=torch.int32, device="cuda")
     longest, context = int(lengths.max()), int((starts + lengths).max())
-    return Batch(slots, starts, lengths, offsets, positions, cells, table, page_size, longest, context), sum(pages) * page_size
+    return Batch(slots, starts, lengths, offsets, positions, cells, table, page_size, longest, context), sum(
+        pages
+    ) * page_size
 
 
 def weight(out_features: int, in_features: int) -> torch.Tensor:

@@ -61,7 +61,8 @@ class Stack:
 def random_weights() -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
     """15 GB of random weights: the layers' and the head's."""
     layers = [
-        {name: shapes.weight(*shapes.LINEARS[name]) for name in ("qkv", "o", "gate-up", "down")} for _ in range(shapes.LAYERS)
+        {name: shapes.weight(*shapes.LINEARS[name]) for name in ("qkv", "o", "gate-up", "down")}
+        for _ in range(shapes.LAYERS)
     ]
     return layers, shapes.weight(*shapes.LINEARS["head"])
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from triton.errors import TritonError
 
 from bench.gpu import shapes
 from bench.gpu.timing import call_us, copies
@@ -30,13 +31,31 @@ GRIDS = {
     1: [(2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 4096, 4, 1), (2, 4096, 8, 1)],
     16: [(64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 8), (128, 64, 4, 6)],
     32: [(64, 128, 4, 4), (64, 128, 4, 5), (64, 64, 4, 8), (128, 64, 4, 6), (128, 128, 8, 4)],
-    64: [(64, 64, 4, 4), (64, 64, 4, 6), (64, 128, 4, 3), (64, 128, 4, 6), (128, 64, 4, 4), (128, 64, 8, 8), (128, 128, 8, 4), (256, 64, 8, 5)],
+    64: [
+        (64, 64, 4, 4),
+        (64, 64, 4, 6),
+        (64, 128, 4, 3),
+        (64, 128, 4, 6),
+        (128, 64, 4, 4),
+        (128, 64, 8, 8),
+        (128, 128, 8, 4),
+        (256, 64, 8, 5),
+    ],
     128: [(128, 64, 8, 3), (128, 64, 8, 6), (256, 64, 8, 4), (128, 128, 8, 3)],
 }
 VARIANTS = {
     "short": [
         Variant(16, block, warps, stages)
-        for block, warps, stages in ((32, 4, 5), (64, 2, 3), (64, 2, 4), (64, 2, 5), (64, 4, 5), (64, 8, 4), (128, 4, 3), (128, 4, 4))
+        for block, warps, stages in (
+            (32, 4, 5),
+            (64, 2, 3),
+            (64, 2, 4),
+            (64, 2, 5),
+            (64, 4, 5),
+            (64, 8, 4),
+            (128, 4, 3),
+            (128, 4, 4),
+        )
     ],
     "long": [
         Variant(rows, block, warps, stages)
@@ -87,12 +106,11 @@ def sweep_linear() -> None:
         weights = [shapes.weight(out, size) for _ in range(copies(2 * out * size))]
         x = torch.randn((rows, size), dtype=torch.bfloat16, device="cuda")
         library = call_us([lambda w=w: F.linear(_ready(x), w) for w in weights])
-        found = []
-        for tiling in tilings(rows):
-            if tiling.fits(out, size):
-                found.append((_linear_us(x, weights, tiling), tiling))
+        found = [(_linear_us(x, weights, tiling), tiling) for tiling in tilings(rows) if tiling.fits(out, size)]
         found.sort(key=lambda pair: pair[0])
-        best = "  ".join(f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages})" for us, t in found[:5])
+        best = "  ".join(
+            f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages})" for us, t in found[:5]
+        )
         print(f"{rows:4} {name:8} floor {2 * out * size / 4.47e6:.1f} library {library:.1f}  {best}", flush=True)
 
 
@@ -109,7 +127,7 @@ def _ready(x: torch.Tensor) -> torch.Tensor:
 def _linear_us(x: torch.Tensor, weights: list[torch.Tensor], tiling: Tiling) -> float:
     try:
         return call_us([lambda w=w: linear(_ready(x), w, None, tiling) for w in weights])
-    except Exception as error:  # a tiling that does not fit the card is a result of the sweep
+    except (RuntimeError, TritonError) as error:  # a tiling that does not fit the card is a result of the sweep
         print(tiling, type(error).__name__)
         return float("inf")
 
@@ -147,21 +165,34 @@ def sweep_attention() -> None:
         for name, chunks in cases.items():
             found = []
             for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 2, 4)):
-                found.append((_attention_us(kind, chunks, variant, (blocks, per_processor)), variant, per_processor, blocks))
+                found.append(
+                    (_attention_us(kind, chunks, variant, (blocks, per_processor)), variant, per_processor, blocks)
+                )
             found.sort(key=lambda entry: entry[0])
-            best = "  ".join(f"{us:.1f} ({v.rows} {v.block} w{v.num_warps} s{v.num_stages} p{p} m{m})" for us, v, p, m in found[:5])
+            best = "  ".join(
+                f"{us:.1f} ({v.rows} {v.block} w{v.num_warps} s{v.num_stages} p{p} m{m})" for us, v, p, m in found[:5]
+            )
             size = sum(start + length for start, length in chunks) * 4 * shapes.KV_HEADS * shapes.DIM
             work = sum(4 * shapes.HEADS * shapes.DIM * length * (start + length / 2) for start, length in chunks)
-            rate = f"{size / found[0][0] / 1e6:.2f} TB/s" if kind == "short" else f"{work / found[0][0] / 1e6:.0f} TFLOP/s"
+            rate = (
+                f"{size / found[0][0] / 1e6:.2f} TB/s" if kind == "short" else f"{work / found[0][0] / 1e6:.0f} TFLOP/s"
+            )
             print(f"{kind:5} {name:16} {rate}  {best}", flush=True)
             for v in VARIANTS[kind]:
-                print("      ", v.block, v.rows, v.num_warps, v.num_stages, " ".join(f"p{p}m{m}:{us:.1f}" for us, w, p, m in sorted(found, key=lambda e: e[2:]) if w == v))
+                print(
+                    "      ",
+                    v.block,
+                    v.rows,
+                    v.num_warps,
+                    v.num_stages,
+                    " ".join(f"p{p}m{m}:{us:.1f}" for us, w, p, m in sorted(found, key=lambda e: e[2:]) if w == v),
+                )
 
 
 def _attention_us(kind: str, chunks: list[shapes.Chunk], variant: Variant, settings: tuple[int, int]) -> float:
     try:
         return call_us(_attention_calls(kind, chunks, variant, settings), repeats=3)
-    except Exception as error:  # a variant that does not fit the card is a result of the sweep
+    except (RuntimeError, TritonError) as error:  # a variant that does not fit the card is a result of the sweep
         print(variant, type(error).__name__)
         return float("inf")
 
@@ -169,7 +200,7 @@ def _attention_us(kind: str, chunks: list[shapes.Chunk], variant: Variant, setti
 def _try(call, argument) -> None:
     try:
         call(argument)
-    except Exception as error:
+    except (RuntimeError, TritonError) as error:
         print(argument, repr(error)[:200], flush=True)
 
 

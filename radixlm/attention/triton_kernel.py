@@ -1,10 +1,11 @@
 """The attention kernel: flash attention of one item at a time over the paged pool, for long chunks and decode rows alike.
 
-The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. The last program to finish a tile's splits adds them up, in a fixed order.
+The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. The last program
+to finish a tile's splits adds them up, in a fixed order.
 """
 
-# Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
-# ruff: noqa: PLR0913
+# Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.
+# ruff: noqa: PLR0913, PLR0915
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ same number of key blocks; longer chunks get as many equal splits as fill the de
 depend on shapes only, never on lengths, so a captured graph serves any lengths.
 """
 
-# Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
-# ruff: noqa: PLR0913
+# Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.
+# ruff: noqa: PLR0913, PLR0915
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 

@@ -40,7 +40,10 @@ def _norm_kernel(
 def norm(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(RMSNorm(x + residual) * weight, x + residual), x [tokens, size]. The residual is updated in place; without one, x becomes it."""
+    """(RMSNorm(x + residual) * weight, x + residual), x [tokens, size].
+
+    The residual is updated in place; without one, x becomes it.
+    """
     tokens, size = x.shape
     out = torch.empty_like(x)
     if tokens:

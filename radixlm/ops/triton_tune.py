@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ Choices = dict[str, list[dict[str, int] | None]]
 
 _REPEATS = 5
 _COLD_BYTES = 256 << 20  # several times any L2 cache
+_MAX_COPIES = 64  # small weights stay in the cache in a real step too
 
 CANDIDATES: dict[int, tuple[Tiling, ...]] = {
     1: tuple(Tiling(1, out, size, num_warps=warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4))),
@@ -59,6 +61,8 @@ class Tuner:
 
     def tilings(self, weight: torch.Tensor) -> tuple[Tiling | None, ...]:
         """The kernel for a weight [out, in] at each of ROW_BLOCKS, None for the library. Measures what is not known yet."""
+        if weight.element_size() != 2:  # float32 is there to check the others by
+            return (None,) * len(ROW_BLOCKS)
         name = f"{weight.dtype} {weight.shape[0]} {weight.shape[1]}"
         if name not in self._choices:
             found = [fastest(weight, rows) for rows in ROW_BLOCKS]
@@ -70,7 +74,7 @@ class Tuner:
 def fastest(weight: torch.Tensor, rows: int) -> Tiling | None:
     """The fastest candidate for x [rows, in] @ weight.T, or None if the library is."""
     x = torch.randn((rows, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-    weights = [weight, *(weight.clone() for _ in range(_COLD_BYTES // weight.nbytes))]
+    weights = [weight, *(weight.clone() for _ in range(min(_MAX_COPIES, _COLD_BYTES // weight.nbytes)))]
     scale = torch.ones_like(x[0])
     best, best_us = None, MARGIN * _time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
     for tiling in CANDIDATES[rows]:
@@ -101,9 +105,12 @@ def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tens
 
 
 def tuning_file(device: torch.device) -> Path:
-    """Where the choices of this device are kept; a new version of Triton or the library measures again."""
+    """Where the choices of this device are kept. A new Triton, library or set of candidates makes a new file."""
     root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    name = f"{torch.cuda.get_device_name(device)} triton {triton.__version__} torch {torch.__version__}"
+    candidates = zlib.crc32(repr((ROW_BLOCKS, CANDIDATES)).encode())
+    name = (
+        f"{torch.cuda.get_device_name(device)} triton {triton.__version__} torch {torch.__version__} {candidates:08x}"
+    )
     return Path(root).expanduser() / "radixlm" / "tuning" / f"{name.replace(' ', '_')}.json"
 
 

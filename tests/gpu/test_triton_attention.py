@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_every_lane_reads_the_same_number_of_key_blocks() -> None:
     cut = Cut(0, 4, 4, 16, 32, 1)
     items = schedule(batch, cut, 0)
     lanes, records = items.lanes.tolist(), items.records.tolist()
-    work = [sum(-(-(r[5] - r[4]) // cut.block) for r in records[begin:end]) for begin, end in zip(lanes, lanes[1:])]
+    work = [sum(-(-(r[5] - r[4]) // cut.block) for r in records[begin:end]) for begin, end in pairwise(lanes)]
     total = sum(-(-(start + length) // cut.block) for start, length in chunks if length)
     assert sum(work) == total
     assert max(work) == -(-total // cut.lanes)
