@@ -23,7 +23,7 @@ from radixlm.attention.triton import TritonAttention
 from radixlm.ops.api import Rope
 from radixlm.ops.triton import TritonOps
 
-ROWS = (1, 8, 16, 32, 50, 64, 128, 256)
+ROWS = (1, 8, 16, 50, 256)
 DECODE = {1: 512, 8: 512, 50: 512, 128: 512, 256: 512}
 MIXED = (64, 128, 206, 462)
 Bench = Callable[[float, float], None]

@@ -28,7 +28,7 @@ LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)
 LONGEST = Variant(rows=128, block=128, num_warps=8, num_stages=3)
 """The same in steps of many tokens: bound by arithmetic."""
 
-_MANY_CHUNKS, _MANY_TOKENS = 17, 1024
+_MANY_CHUNKS, _MANY_TOKENS = 17, 512
 _SETTINGS = {FEW: (1, 2), MANY: (2, 4), LONG: (1, 1), LONGEST: (4, 2)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
@@ -92,12 +92,14 @@ def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, lim
     """The kind of chunks of above < tokens <= upto; limits = above, upto, smallest split in blocks, programs per processor."""
     above, upto, min_blocks, per_processor = limits
     rows = _rows(shape, variant)
-    lanes = max(1, num_processors(device) * per_processor // shape.num_kv_heads)
+    programs = num_processors(device) * per_processor
     tile = rows // (shape.num_heads // shape.num_kv_heads)
-    cut = Cut(above, upto, tile, variant.block, lanes, min_blocks)
+    cut = Cut(above, upto, tile, variant.block, max(1, programs // shape.num_kv_heads), min_blocks)
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (rows, next_power(shape.head_dim)), device)
     variant = Variant(rows, variant.block, variant.num_warps, variant.num_stages)
-    return Kind(cut, {window: Kernel(shape, variant, cut, window, workspace) for window in sorted(set(shape.window))})
+    return Kind(
+        cut, {window: Kernel(shape, variant, window, programs, workspace) for window in sorted(set(shape.window))}
+    )
 
 
 def _rows(shape: AttentionShape, variant: Variant) -> int:

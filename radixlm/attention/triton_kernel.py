@@ -1,7 +1,7 @@
 """The attention kernel: flash attention of one item at a time over the paged pool, for long chunks and decode rows alike.
 
-The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. The last program
-to finish a tile's splits adds them up, in a fixed order.
+The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. Programs go
+through the items round robin; the last one to finish a tile's splits adds them up, in a fixed order.
 """
 
 # Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from radixlm.attention.api import AttentionShape
-from radixlm.attention.triton_schedule import FIELDS, Cut, Items
+from radixlm.attention.triton_schedule import FIELDS, Items
 from radixlm.ops.triton_launch import await_previous, launch_options, next_power, release_next
 
 LOWEST = tl.constexpr(-1.0e30)
@@ -52,28 +52,26 @@ class Workspace:
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _attend_kernel(
-    q, keys, values, out, table, table_stride, records, lanes, sums, stats, counters, scale, softcap,
+    q, keys, values, out, table, table_stride, records, count, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    NUM_STAGES: tl.constexpr, EVEN: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
+    NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two."""
     if ORDER == FIRST:
         await_previous(OVERLAP)
         release_next(OVERLAP)
-    else:
-        release_next(OVERLAP)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_BLOCK)
-    head, lane, num_lanes = tl.program_id(0) % KV_HEADS, tl.program_id(0) // KV_HEADS, tl.num_programs(0) // KV_HEADS
-    if EVEN:
-        begin, end, stride = _fresh(lanes + lane), _fresh(lanes + lane + 1), 1
-    else:
-        begin, end, stride = lane, _fresh(lanes), num_lanes
-    slot, first_token, tokens, position, low, high, splits, part, first = _item(records, begin, end)
+    total_items = _fresh(count) * KV_HEADS
     if ORDER == ALONE:
         await_previous(OVERLAP)
-    for index in range(begin, end, stride):
+    for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
+        # Read here and not one turn ahead: Triton 3.6 drops the update of a carried value that bounds an inner loop.
+        slot, first_token, tokens, position, low, high, splits, part, first = _item(
+            records + (index // KV_HEADS) * FIELDS
+        )
+        head = index % KV_HEADS
         pages = table + slot.to(tl.int64) * table_stride
         live = row < tokens * GROUP
         token = first_token + row // GROUP
@@ -118,15 +116,15 @@ def _attend_kernel(
                 tl.store(counters + origin, 0)
                 result = _add_splits(sums, stats, origin, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
                 tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
-        slot, first_token, tokens, position, low, high, splits, part, first = _item(records, index + stride, end)
+    # Only here: what the next kernel fetches ahead would delay the dependent loads of the last items.
+    release_next(OVERLAP)
     if ORDER == SECOND:
         await_previous(OVERLAP)
 
 
 @triton.jit
-def _item(records, index, end):
-    """The fields of an item before `end`, in the order in which `_schedule_kernel` writes them."""
-    record = records + tl.maximum(0, tl.minimum(index, end - 1)) * FIELDS
+def _item(record):
+    """The fields of an item, in the order in which `_schedule_kernel` writes them."""
     return (
         _fresh(record), _fresh(record + 1), _fresh(record + 2), _fresh(record + 3), _fresh(record + 4),
         _fresh(record + 5), _fresh(record + 6), _fresh(record + 7), _fresh(record + 8),
@@ -223,23 +221,23 @@ def attend(
 ) -> None:
     """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
     shape, variant, workspace = kernel.shape, kernel.variant, kernel.workspace
-    _attend_kernel[(kernel.cut.lanes * shape.num_kv_heads,)](
-        q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.lanes,
+    _attend_kernel[(kernel.programs,)](
+        q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
         workspace.sums, workspace.stats, workspace.counters, kernel.scale, shape.softcap * _LOG2_E,
         shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
-        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages, kernel.cut.even, order,
+        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages, order,
         num_warps=variant.num_warps, **launch_options(q.device),
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A variant of the kernel for chunks cut in one way and layers of one window, and its workspace."""
+    """A variant of the kernel for layers of one window, its grid and its workspace."""
 
     shape: AttentionShape
     variant: Variant
-    cut: Cut
     window: int
+    programs: int
     workspace: Workspace
 
     @property

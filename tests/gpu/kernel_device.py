@@ -22,6 +22,12 @@ def relative_error(out: torch.Tensor, oracle: torch.Tensor) -> float:
     return float((out.float().cpu() - oracle.float().cpu()).norm() / oracle.float().cpu().norm())
 
 
+def worst_row_error(out: torch.Tensor, oracle: torch.Tensor) -> float:
+    """The largest relative error of a row: one wrong row among many counts."""
+    out, oracle = out.float().cpu(), oracle.float().cpu()
+    return float(((out - oracle).norm(dim=-1) / oracle.norm(dim=-1)).max())
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """What rounding to this type explains, with room."""
     return {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]

@@ -15,7 +15,7 @@ from radixlm.sched.rows import Rows
 from radixlm.sched.scheduler import Scheduler
 from tests.property.storm import storm
 
-STORMS = 60
+STORMS = 120
 
 
 @pytest.mark.parametrize("seed", range(STORMS))
