@@ -12,6 +12,7 @@ curl -s -m 30 http://127.0.0.1:30000/generate -H 'content-type: application/json
 echo "first answer after $((($(date +%s%N) - begun) / 1000000)) ms"
 sleep "${CAPTURE_S:-15}"
 timeout "${LIMIT_S:-300}" python3 -m radixlm bench serve --surface completions --workloads "$workloads" --vocab-size 128000 --processes 4 --results "$out" --name h200
+curl -s http://127.0.0.1:30000/metrics >"$out/metrics.txt"
 kill -TERM $server
 wait $server
 tail -5 "$out/serve.log"

@@ -6,6 +6,7 @@ frame or the bell comes, so an idle engine costs nothing. Each frontend is known
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -186,6 +187,8 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - border: a process main
         parent.report_failure(error)
         return 1
+    gc.collect()
+    gc.freeze()  # what was loaded lives as long as the process: looking through it again would stop a step for 100 ms
     parent.on_end(core.stop)
     parent.report(Ready(core.info))
     try:

@@ -30,7 +30,8 @@ class Tables:
     def write_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
         """The same for the device's table alone."""
         cells = slots.astype(np.int64) * self.pages.shape[1] + indices
-        to_device = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (cells, pages))
+        pinned = (torch.from_numpy(array).pin_memory() for array in (cells, pages))  # or the copy waits for the device
+        to_device = (array.to(self.device, non_blocking=True) for array in pinned)
         self.device_pages.view(-1).scatter_(0, *to_device)
 
     def set_last(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
