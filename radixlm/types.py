@@ -5,7 +5,7 @@ Values are frozen. Token ids cross borders as int32 little-endian bytes, so a pr
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
@@ -15,11 +15,12 @@ IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 
 def _as_tuple(value: object) -> object:
+    """A single value or a list as a tuple; what is neither stays, for validation to refuse."""
     if value is None:
         return ()
     if isinstance(value, str | int):
         return (value,)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

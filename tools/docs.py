@@ -46,7 +46,14 @@ def python_api() -> str:
     lines += ["", "## LLM", "", _doc(LLM)]
     for name, member in vars(LLM).items():
         if callable(member) and (not name.startswith("_") or name == "__init__") and inspect.getdoc(member):
-            lines += ["", f"### {name if name != '__init__' else 'LLM'}", "", _signature(name, member), "", _doc(member)]
+            lines += [
+                "",
+                f"### {name if name != '__init__' else 'LLM'}",
+                "",
+                _signature(name, member),
+                "",
+                _doc(member),
+            ]
     lines += ["", "## Metrics of an engine", "", "| metric | meaning |", "|---|---|"]
     lines += [f"| `radixlm_engine_{name}` | {kind}: {text} |" for name, (kind, text) in ENGINE_METRICS.items()]
     return "\n".join(lines) + "\n"

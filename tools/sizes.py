@@ -11,8 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "radixlm"
-TOTAL, FILE, CLASS, FUNCTION = 12_000, 300, 200, 40
-ALLOWED: dict[str, str] = {}
+TOTAL, FILE, CLASS, FUNCTION = 14_000, 300, 200, 40
+ALLOWED = {
+    "radixlm/attention/triton_kernel.py:_attend_kernel": "a Triton kernel is one function; its loop cannot call out cheaply",
+    "radixlm/attention/triton_schedule.py:_schedule_kernel": "a Triton kernel is one function",
+}
 """Things over a limit, by `file` or `file:name`, each with the reason why splitting would make it worse."""
 
 
@@ -32,7 +35,9 @@ def oversized(path: Path) -> tuple[int, list[str]]:
     tree = ast.parse(source)
     code = code_lines(source, tree)
     name = str(path.relative_to(ROOT.parent))
-    found = [f"{name}: {len(code)} lines, a file has at most {FILE}"] if len(code) > FILE and name not in ALLOWED else []
+    found = (
+        [f"{name}: {len(code)} lines, a file has at most {FILE}"] if len(code) > FILE and name not in ALLOWED else []
+    )
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             limit = CLASS if isinstance(node, ast.ClassDef) else FUNCTION

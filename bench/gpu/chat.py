@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,7 +72,9 @@ def logged_plan():
     begun = time.perf_counter()
     plan = plan_of()
     if plan is not None:
-        log.append([begun, plan.num_tokens, len(plan.slots), len(core.scheduler.waiting), time.perf_counter() - begun, 0.0])
+        log.append(
+            [begun, plan.num_tokens, len(plan.slots), len(core.scheduler.waiting), time.perf_counter() - begun, 0.0]
+        )
     return plan
 
 
@@ -95,9 +98,11 @@ steady = [e for t, e in ends if t - begun > total / 4]
 for name in ("queue_s", "prefill_s", "total_s"):
     values = 1000 * np.array([getattr(e, name) for e in steady])
     print(f"{name}: p50 {np.median(values):.1f} p99 {np.percentile(values, 99):.1f} ms")
-print(f"{len(ends) / total:.1f} requests/s, cached {np.mean([e.num_cached / e.num_prompt for e in steady]):.2f}, {len(log)} steps")
+print(
+    f"{len(ends) / total:.1f} requests/s, cached {np.mean([e.num_cached / e.num_prompt for e in steady]):.2f}, {len(log)} steps"
+)
 by_size = defaultdict(list)
-for this, after in zip(log, log[1:]):
+for this, after in pairwise(log):
     size = "decode" if this[1] == this[2] else f"mixed <= {64 * -(-this[1] // 64)}"
     by_size[size].append((after[0] - this[0], this[4], this[5], this[3]))
 for size, rows in sorted(by_size.items()):

@@ -30,7 +30,9 @@ class Reference:
     def plan(self, batch: Batch) -> None:
         """Looks up the cells of every chunk's context."""
         rows = zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), batch.offsets.tolist())
-        self._chunks = [_chunk(batch, slot, start, offset, offset + length) for slot, start, length, offset in rows if length]
+        self._chunks = [
+            _chunk(batch, slot, start, offset, offset + length) for slot, start, length, offset in rows if length
+        ]
 
     def run(self, q: torch.Tensor, layer: int) -> torch.Tensor:
         """q [tokens, heads, head_dim] -> [tokens, heads * head_dim]. Rows outside every chunk (padding) are zero."""

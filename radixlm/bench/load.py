@@ -186,7 +186,9 @@ def main() -> int:
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     job = msgspec.msgpack.decode(stdin.read(int.from_bytes(stdin.read(8), "little")), type=Job)
     done = msgspec.msgpack.encode(run_job(job, stdout, stdin))
-    with open(stdout.fileno(), "wb", closefd=False) as whole:  # `python -u` makes the other one write only what a pipe holds
+    with open(
+        stdout.fileno(), "wb", closefd=False
+    ) as whole:  # `python -u` makes the other one write only what a pipe holds
         whole.write(done)
     return 0
 

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from radixlm.bench.results import OURS, Measure, Measured
 from radixlm.config import Config
+from radixlm.runner.api import Runner
 from radixlm.runner.create import create_runner
-from radixlm.runner.model_runner import ModelRunner
 from radixlm.sched.plan import ON_DEVICE, Logits, Opened, Plan
 from radixlm.types import IntArray, SamplingParams
 
@@ -53,7 +53,7 @@ def measure(config: Config, shape: Shape, show_profile: Callable[[str], None] | 
 
 
 def _measure_batch(
-    runner: ModelRunner, vocab_size: int, batch: int, shape: Shape, show_profile: Callable[[str], None] | None
+    runner: Runner, vocab_size: int, batch: int, shape: Shape, show_profile: Callable[[str], None] | None
 ) -> list[Measure]:
     rows = _Rows(runner, batch, shape, vocab_size)
     rows.fill()
@@ -85,7 +85,7 @@ def _profile(rows: _Rows) -> str:
 class _Rows:
     """Slots 0 .. batch - 1 decode; slot `batch` takes prompt chunks. Slot i owns a run of pages of its own."""
 
-    def __init__(self, runner: ModelRunner, batch: int, shape: Shape, vocab_size: int) -> None:
+    def __init__(self, runner: Runner, batch: int, shape: Shape, vocab_size: int) -> None:
         self._runner = runner
         self._batch = batch
         self._shape = shape

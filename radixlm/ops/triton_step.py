@@ -2,7 +2,7 @@
 
 # Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
 # ruff: noqa: PLR0913
-# ruff: noqa: E501, PLR0124
+# ruff: noqa: PLR0124
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 

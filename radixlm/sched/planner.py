@@ -104,7 +104,9 @@ class Planner:
         if not running.secure(total):
             return False
         pages, owners = running.pool.take(total), np.repeat(slots, counts)
-        indices = np.arange(total, dtype=np.int32) - np.repeat(np.cumsum(counts, dtype=np.int32) - counts - held, counts)
+        indices = np.arange(total, dtype=np.int32) - np.repeat(
+            np.cumsum(counts, dtype=np.int32) - counts - held, counts
+        )
         rows.pages[owners, indices] = pages
         rows.num_pages[slots] = held + counts
         draft.pages(owners, indices, pages)

@@ -99,7 +99,7 @@ def test_closing_the_engine_ends_what_is_open():
         task = asyncio.ensure_future(collect(local, ask(0, [1] * 9, 240)))
         await asyncio.sleep(0.02)
         await local.close()
-        tokens, ended = await task
+        _, ended = await task
         assert ended.finish.type in ("abort", "length")
 
     asyncio.run(main())

@@ -18,7 +18,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-BASE = {"model": "tiny", "load_format": "dummy", "dtype": "float32", "kv_tokens": 4096, "max_running": 12, "log_level": "error"}
+BASE = {
+    "model": "tiny",
+    "load_format": "dummy",
+    "dtype": "float32",
+    "kv_tokens": 4096,
+    "max_running": 12,
+    "log_level": "error",
+}
 
 
 def requests() -> list[Request]:
