@@ -1,4 +1,7 @@
-"""The public surface is what surface.txt lists. A change is deliberate: run `python -m tests.surface.test_surface`, add a line to CHANGELOG."""
+"""The public surface is what surface.txt lists, so a change of it is deliberate.
+
+To change it: `python -m tests.surface.test_surface`, and a line in CHANGELOG.md.
+"""
 
 from __future__ import annotations
 
