@@ -26,14 +26,6 @@ def oracle(folder, prompts: list[list[int]]) -> tuple[list[list[int]], list[list
             ids = torch.tensor([prompt])
             lengths = {"min_new_tokens": COUNT, "max_new_tokens": COUNT}
             whole = model.generate(ids, do_sample=False, eos_token_id=None, pad_token_id=0, **lengths)
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=COUNT,
-                max_new_tokens=COUNT,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
             logits = model(whole).logits[0, :-1].log_softmax(-1)
             found.append(whole[0, len(prompt) :].tolist())
             scores.append(logits.gather(1, whole[0, 1:, None])[:, 0].tolist())
