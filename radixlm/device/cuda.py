@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
 from radixlm.errors import ConfigError
 from radixlm.types import IntArray
 
+_LOOK_AGAIN_S = 50e-6
 _RING = 4  # steps whose buffers may be under way at once; two are, with overlap
 
 
@@ -61,6 +64,11 @@ class Download:
         self._done.record()
 
     def wait(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """The values, once they are there."""
-        self._done.synchronize()
+        """The values, once they are there.
+
+        Looks again and again between short sleeps: a thread that waits inside the driver may keep the interpreter's lock,
+        and the threads that carry messages would stand still. With overlap the next step runs meanwhile.
+        """
+        while not self._done.query():
+            time.sleep(_LOOK_AGAIN_S)
         return self._buffer.numpy()

@@ -22,7 +22,7 @@ OPTIONS = ("--kv-tokens", "16384", "--max-running", "64")
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(*OPTIONS) as server:
+    with serving(*OPTIONS, "--dtype", "float32") as server:  # where batch mates change nothing
         yield server
 
 
@@ -99,9 +99,8 @@ def test_64_concurrent_streams_say_what_they_say_alone(server):
     prompts = [f"{i}. The number after {i} is" for i in range(64)]
     together = gather(server, lambda client: [stream(client, prompt, 8) for prompt in prompts], 60.0)
     assert all(together)
-    for i in (0, 31, 63):
-        # In bfloat16 a tie may break otherwise in another batch; the first token is not a tie here.
-        assert together[i][:3] == generate(server, prompts[i], 8)["text"][:3]
+    for i in range(0, 64, 4):
+        assert together[i] == generate(server, prompts[i], 8)["text"]
     server.wait_until(lambda: all_pages_are_back(server))
 
 
