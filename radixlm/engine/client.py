@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from radixlm.engine.streams import Stream, Streams
+from radixlm.engine.streams import Frames, Stream, Streams
 from radixlm.errors import Aborted, EngineDied, Error, NotReady
 from radixlm.messages import (
     Abort,
@@ -87,20 +86,9 @@ class RemoteEngine:
             raise NotReady("the engine is starting", retry_after_s=_RETRY_AFTER_S)
         return self._info
 
-    async def generate(self, request: Request) -> AsyncGenerator[Outputs, None]:
+    def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
-        self._require_up()
-        stream = self._streams.open(request)
-        self._submit(request)
-        try:
-            while True:
-                frame = await stream.read()
-                yield frame
-                if frame.ended:
-                    return
-        finally:
-            if self._streams.forget(request.key):
-                self.abort(request.key)
+        return self._streams.follow(request, self._submit, self.abort)
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
@@ -171,6 +159,7 @@ class RemoteEngine:
             raise NotReady(f"the engine is {word}", retry_after_s=_RETRY_AFTER_S)
 
     def _submit(self, request: Request) -> None:
+        self._require_up()
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(request)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from radixlm.engine.core import Core
-from radixlm.engine.streams import Streams
+from radixlm.engine.streams import Frames, Streams
 from radixlm.errors import Aborted, EngineDied, NotReady
 from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.types import Request
@@ -34,22 +33,9 @@ class LocalEngine:
     def info(self) -> EngineInfo:
         return self._core.info
 
-    async def generate(self, request: Request) -> AsyncGenerator[Outputs, None]:
+    def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
-        self._require_alive()
-        stream = self._streams.open(request)
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(request)
-        try:
-            while True:
-                frame = await stream.read()
-                yield frame
-                if frame.ended:
-                    return
-        finally:
-            if self._streams.forget(request.key):
-                self.abort(request.key)
+        return self._streams.follow(request, self._submit, self.abort)
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
@@ -80,6 +66,12 @@ class LocalEngine:
             raise EngineDied(f"the engine failed: {self._error}; create a new one")
         if not self._thread.is_alive():
             raise NotReady("the engine is closed")
+
+    def _submit(self, request: Request) -> None:
+        self._require_alive()
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(request)
 
     def _flush(self) -> None:
         """All requests of this turn of the event loop go together, so that the scheduler sees them together."""

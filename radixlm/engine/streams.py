@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
 from radixlm.messages import Ended, Logprobs, Outputs, PartEnded
 from radixlm.types import Request
+
+Frames = AsyncGenerator[Outputs, None]
 
 _RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
 """Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
@@ -117,6 +119,20 @@ class Streams:
         """Ends one stream with an error."""
         if self.forget(stream.request.key):
             stream.fail(error)
+
+    async def follow(self, request: Request, submit: Callable[[Request], None], abort: Callable[[int], None]) -> Frames:
+        """Submits a request and yields its frames to the last. Closed before that, it aborts."""
+        submit(request)
+        stream = self.open(request)
+        try:
+            while True:
+                frame = await stream.read()
+                yield frame
+                if frame.ended:
+                    return
+        finally:
+            if self.forget(request.key):
+                abort(request.key)
 
     def deliver(self, outputs: Outputs) -> None:  # hot
         """Hands each stream its share of a step. Keys without a stream were aborted by their reader."""
