@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 
 from radixlm.config import Config
+from radixlm.device import cpu
 from radixlm.errors import ConfigError
 from radixlm.models.config import DTYPES, ModelConfig, read_config
 from radixlm.models.decoder import Decoder, Layer, Tensors
@@ -43,7 +43,7 @@ def choose_dtype(config: Config, model: ModelConfig, device: torch.device) -> to
     if config.dtype != "auto":
         return DTYPES[config.dtype]
     if device.type == "cpu":
-        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+        return torch.bfloat16 if cpu.has_bfloat16() else torch.float32
     return model.dtype
 
 
@@ -64,15 +64,6 @@ def _open_source(located: Located, device: torch.device, dtype: torch.dtype) -> 
     if located.format == "dummy" or located.path is None:
         return Dummy(device, dtype)
     return GgufSource(open_gguf(located.path)) if located.format == "gguf" else Safetensors(located.path)
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether Linux lists a bfloat16 matrix or dot-product unit among the CPU's features."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", text))
 
 
 class Loader:
