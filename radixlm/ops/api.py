@@ -50,6 +50,13 @@ class Ops(Protocol):
         """[tokens, 2 * n] (gate first, then up) -> silu(gate) * up, [tokens, n]."""
         ...
 
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [rows, vocab], float32 or the model's dtype -> the largest, float32 [rows], and its lowest index, int64 [rows].
+
+        NaN counts as the largest.
+        """
+        ...
+
 
 class Rope:
     """Rotary embedding of one step: what `rope_write` needs beside the activations (rotation of halves, as in Llama)."""

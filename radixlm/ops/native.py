@@ -73,6 +73,7 @@ class NativeOps:
             raise ConfigError(f"--ops native: {error}; or use --ops torch", param="ops") from error
         library.rx_set_threads(threads or torch.get_num_threads())
         self._do, self._packed_bytes, self._pack = library.rx_do, library.rx_packed_bytes, library.rx_pack
+        self._most_likely = library.rx_most_likely
         self._fallback = TorchOps()
         self._slabs = _Slabs()
         self._torch_rows = NEVER
@@ -151,6 +152,14 @@ class NativeOps:
         out = new((rows, width), gate_up.dtype)
         self._do(Kind.SILU_MUL, _SILU_MUL(gate_up.data_ptr(), out.data_ptr(), rows, width, DTYPES[gate_up.dtype]))
         return out
+
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
+        """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
+        assert logits.is_contiguous(), "logits are not contiguous"
+        rows, vocab = logits.shape
+        largest, index = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.int64)
+        self._most_likely(logits.data_ptr(), largest.data_ptr(), index.data_ptr(), rows, vocab, DTYPES[logits.dtype])
+        return largest, index
 
 
 def _measure_torch_rows(native: NativeOps) -> int:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from radixlm.ops.api import Rope
 
+GROUP = 64  # tokens per group in `most_likely`: finding the maximum is several times faster than finding its index
+
 
 @dataclass(frozen=True, slots=True)
 class TorchWeight:
@@ -66,6 +68,17 @@ class TorchOps:
         """[tokens, 2 * n] -> silu(first half) * second half."""
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.silu(gate.float()) * up.float()).to(gate_up.dtype)
+
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
+        """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
+        rows, vocab = logits.shape
+        if vocab % GROUP:
+            largest, index = logits.max(dim=-1)
+            return largest.float(), index
+        groups = logits.view(rows, -1, GROUP)
+        group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
+        largest, inside = groups.gather(1, group.unsqueeze(-1).expand(-1, 1, GROUP)).squeeze(1).max(dim=-1)
+        return largest.float(), group.squeeze(1).mul_(GROUP).add_(inside)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from radixlm.ops import triton_fused
 from radixlm.ops.api import Rope
+from radixlm.ops.torch import TorchOps
 from radixlm.ops.triton_launch import interpreted
 from radixlm.ops.triton_linear import Tiling, linear, split_counters
 from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Tuner, tuning_file
@@ -65,6 +66,10 @@ class TritonOps:
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """[tokens, 2 * n] -> silu(first half) * second half."""
         return triton_fused.silu_mul(gate_up)
+
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
+        return TorchOps().most_likely(logits)
 
 
 _ROW_BLOCK = [next(i for i, block in enumerate(ROW_BLOCKS) if rows <= block) for rows in range(ROW_BLOCKS[-1] + 1)]

@@ -19,6 +19,7 @@ from radixlm.errors import ConfigError, StartError
 from radixlm.messages import EngineInfo
 from radixlm.models.decoder import Decoder
 from radixlm.models.load import load_model
+from radixlm.ops.api import Ops
 from radixlm.ops.table import load_ops
 from radixlm.runner.api import Runner
 from radixlm.runner.kv import KVPool, KVShape
@@ -84,7 +85,8 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
             defaults.attention, config.attention, lambda n: load_attention(n, model.config.attention, kv)
         )
         build = _cuda_runner if device.type == "cuda" else _cpu_runner
-        return build(model, attention, kv, wanted, recordable=(ops_name, name) == ("native", "native")), kv, name
+        state = _state(model, kv, wanted, ops)
+        return build(model, attention, kv, wanted, state, recordable=(ops_name, name) == ("native", "native")), kv, name
 
     room = _cuda_room(config, wanted, make) if device.type == "cuda" else _cpu_room(config)
     sizes = _fit(config, model, wanted, room)
@@ -195,21 +197,37 @@ def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
     )
 
 
-def _cpu_runner(model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, *, recordable: bool) -> Runner:
+def _cpu_runner(
+    model: Decoder,
+    attention: AttentionBackend,
+    kv: KVPool,
+    sizes: Sizes,
+    state: tuple[Tables, Sampler],
+    *,
+    recordable: bool,
+) -> Runner:
     replays = DecodeReplays(model, attention, kv) if recordable else None
-    return ModelRunner(model, attention, kv, *_state(model, kv, sizes), replays)
+    return ModelRunner(model, attention, kv, *state, replays)
 
 
-def _cuda_runner(model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, *, recordable: bool) -> Runner:
+def _cuda_runner(
+    model: Decoder,
+    attention: AttentionBackend,
+    kv: KVPool,
+    sizes: Sizes,
+    state: tuple[Tables, Sampler],
+    *,
+    recordable: bool,
+) -> Runner:
     del recordable  # CUDA graphs record everything
     cuda_runner = importlib.import_module("radixlm.runner.cuda_runner")  # needs triton, which not every install has
     steps = cuda_runner.Sizes(sizes.max_running, sizes.tokens_per_step + sizes.max_running)
-    return cuda_runner.CudaRunner(model, attention, kv, *_state(model, kv, sizes), steps)
+    return cuda_runner.CudaRunner(model, attention, kv, *state, steps)
 
 
-def _state(model: Decoder, kv: KVPool, sizes: Sizes) -> tuple[Tables, Sampler]:
+def _state(model: Decoder, kv: KVPool, sizes: Sizes, ops: Ops) -> tuple[Tables, Sampler]:
     tables = Tables(sizes.max_running, -(-sizes.context_length // kv.shape.page_size), model.device)
-    return tables, Sampler(sizes.max_running, model.config.vocab_size, model.device)
+    return tables, Sampler(sizes.max_running, model.config.vocab_size, model.device, ops)
 
 
 def warm_up(runner: Runner, num_tokens: int, sampling: SamplingParams | None = None) -> None:

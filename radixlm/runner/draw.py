@@ -14,20 +14,7 @@ import torch
 
 from radixlm.runner.settings import Choice
 
-GROUP = 64  # tokens per group in `best`: finding the maximum is several times faster than finding its index
 CANDIDATES = 256  # most cuts end among so few tokens that the vocabulary need not be sorted
-
-
-def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
-    """logits [rows, vocab] -> the largest [rows] and its lowest index, int64 [rows]. NaN counts as the largest."""
-    rows, vocab = logits.shape
-    if vocab % GROUP:
-        largest, index = logits.max(dim=-1)
-        return largest, index
-    groups = logits.view(rows, -1, GROUP)
-    group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
-    largest, inside = groups.gather(1, group.unsqueeze(-1).expand(-1, 1, GROUP)).squeeze(1).max(dim=-1)
-    return largest, group.squeeze(1).mul_(GROUP).add_(inside)
 
 
 def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from radixlm.messages import Logprobs
-from radixlm.runner.draw import best, draw, draw_cut, weigh
+from radixlm.ops.api import Ops
+from radixlm.ops.torch import TorchOps
+from radixlm.runner.draw import draw, draw_cut, weigh
 from radixlm.runner.edits import Edits, History, Int64Array, slices
 from radixlm.runner.logprobs import Scores, log_probabilities, score
 from radixlm.runner.settings import CUT, EDITS, PENALISED, RANDOM, SCORED, Settings
@@ -55,7 +57,9 @@ class Chosen:
 class Sampler:
     """Keeps the sampling parameters and token counts of every slot."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, ops: Ops | None = None) -> None:
+        """`ops` finds the most likely tokens; plain torch by default."""
+        self._ops = ops or TorchOps()
         self.settings = Settings(num_slots, vocab_size, device)
         self._history = History(num_slots, vocab_size, device)
         self._edits = Edits(self.settings, self._history)
@@ -70,12 +74,13 @@ class Sampler:
         """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device, unless rows use top-k or top-p."""
         uses = self.settings.uses[rows.slots]
         used = int(np.bitwise_or.reduce(uses))
-        logits = logits.float()
+        if used or masks is not None:  # a most likely token is found among logits of any type
+            logits = logits.float()
         scored = np.flatnonzero(uses & SCORED) if used & SCORED else _NO_ROWS
         raw = log_probabilities(logits[self.settings.on_device(scored)]) if scored.size else None
         if used & EDITS or masks is not None:
             self._edits.apply(logits, rows.slots, rows.positions, masks)
-        largest, tokens = best(logits)
+        largest, tokens = self._ops.most_likely(logits)
         if used & RANDOM:
             self._randomise(tokens, logits, largest, rows)
         if used & PENALISED:

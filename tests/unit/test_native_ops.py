@@ -54,6 +54,24 @@ def test_linear_is_the_torch_product(dtype, rows, out, width, with_bias, num_thr
 
 
 @few
+@given(dtypes, row_counts, sizes, threads, st.randoms(use_true_random=False))
+def test_the_most_likely_is_the_lowest_of_equal_ones_and_nan_counts_as_the_largest(dtype, rows, vocab, count, draw):
+    logits = random(1, rows, vocab, dtype=dtype).round()
+    for row in range(rows):
+        special = draw.choice([None, torch.inf, -torch.inf, torch.nan])
+        if special is not None:
+            logits[row, draw.randrange(vocab)] = special
+    logits[draw.randrange(rows)] = -torch.inf
+    largest, index = NativeOps(count).most_likely(guarded(logits))
+    for row, expected in enumerate(logits.tolist()):
+        nans = [i for i, x in enumerate(expected) if x != x]
+        assert index[row] == (nans[0] if nans else expected.index(max(expected)))
+        assert torch.equal(largest[row].nan_to_num(7.5), logits[row, index[row]].float().nan_to_num(7.5))
+    plain, place = TorchOps().most_likely(logits)
+    assert torch.equal(place, index) and plain.dtype == largest.dtype == torch.float32
+
+
+@few
 @given(st.sampled_from([torch.float32, torch.bfloat16]), row_counts, sizes, sizes)
 def test_a_row_of_linear_is_the_same_bits_alone_and_in_any_batch(dtype, rows, out, width):
     native = NativeOps(2)

@@ -1,125 +1,146 @@
 /* Causal attention of ragged chunks over the paged pool, with grouped queries.
  *
  * A tile is a few queries of one chunk and the heads of one KV head: up to 64 rows. Its keys pass in blocks of 64,
- * at fixed positions of the sequence; a block's keys and values are gathered from their cells and packed once
- * (tile.h), all rows use them. Four blocks are a span: softmax runs online inside a span, and spans are merged in
- * order. Because blocks and spans lie at fixed positions and a masked key changes no bit, a row's result does not
- * depend on the tile, the chunk or the batch it is computed in. When there are too few tiles to keep all threads
- * busy, the spans of a tile are tasks of their own, merged by the same arithmetic.
+ * at fixed positions of the sequence; all rows use a block's keys and values while they are at hand. Four blocks are
+ * a span: softmax runs online inside a span, and spans are merged in order. Because blocks and spans lie at fixed
+ * positions and a masked key changes no bit, a row's result does not depend on the tile, the chunk or the batch it is
+ * computed in. When there are too few tiles to keep all threads busy, the spans of a tile are tasks of their own,
+ * merged by the same arithmetic.
  */
-#include "attention_block.h"
+#include "attention_columns.h"
+#include "attention_rows.h"
 #include <limits.h>
 
 #define SPAN (4 * BLOCK)
 #define ROWS 64
 #define TASKS_PER_THREAD 8
 
-INLINE vf capped(vf x, float cap) { /* cap * tanh(x / cap) */
-    return cap - 2.0f * cap / (exp_(x * (2.0f / cap)) + 1.0f);
+static long rows_of(const struct call *c, const struct item *item) {
+    return item->count * (c->a->heads / c->a->kv_heads);
 }
 
-static void scale_values(float *values, float by, long n) {
-    for (long d = 0; d < n; d += LANES) store(values + d, load(values + d, LANES, F32) * by, LANES, F32);
+/* The first query of the item and its first head. */
+static long first_head(const struct call *c, const struct item *item, long kv_head) {
+    return (c->a->offsets[item->chunk] + item->first) * (long)c->a->heads + kv_head * (c->a->heads / c->a->kv_heads);
 }
 
-/* Scores of row r to weights. The row sees keys low .. high (inclusive, relative to the block). */
-INLINE void weigh_row(const struct call *c, struct work *w, long r, long low, long high, int compute) {
-    static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    vf s[BLOCK / LANES], top = splat(-INFINITY), sum = {};
-    float *scores = w->scores + r * BLOCK;
-#pragma GCC unroll 4
-    for (int v = 0; v < BLOCK / LANES; v++) {
-        s[v] = load(scores + v * LANES, LANES, F32) * c->a->scale;
-        if (c->a->softcap != 0) s[v] = capped(s[v], c->a->softcap);
-        if (low > 0 || high < BLOCK - 1) {
-            vi key = lane + v * LANES;
-            s[v] = select_((key >= (int)low) & (key <= (int)high), s[v], splat(-INFINITY));
-        }
-        top = max_(top, s[v]);
+/* The row's place in q and out, in elements. */
+static long row_place(const struct call *c, const struct item *item, long kv_head, long row) {
+    long group = c->a->heads / c->a->kv_heads;
+    return (first_head(c, item, kv_head) + row / group * c->a->heads + row % group) * c->a->head_dim;
+}
+
+/* 16 units of 16 rows of a panel from the queries, less at the edges. */
+INLINE void load_square(const struct call *c, const char *const *from, long rows, long count, uint32_t *to, long ld) {
+    vu m[LANES] = {};
+    if (rows == LANES && count == LANES && c->compute == c->a->dtype) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) memcpy(&m[i], from[i], 64);
+        transpose(m);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) memcpy(to + i * ld, &m[i], 64);
+        return;
     }
-    float before = w->span.max[r], now = max_lanes(top);
-    now = now > before ? now : before;
-    if (now > before) {
-        float shrink = before == -INFINITY ? 0 : exp_(splat(before - now))[0];
-        w->span.max[r] = now;
-        w->span.sum[r] *= shrink;
-        scale_values(w->span.values + r * c->padded_dim, shrink, c->padded_dim);
+    for (long i = 0; i < rows; i++) {
+        if (c->compute == c->a->dtype)
+            memcpy(&m[i], from[i], count * 4);
+        else
+            m[i] = (vu)load(from[i], count, c->a->dtype);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < BLOCK / LANES; v++) {
-        vf p = exp_(s[v] - now);
-        sum += p;
-        store(at(w->weights, r * BLOCK + v * LANES, compute), p, LANES, compute);
-    }
-    w->span.sum[r] += sum_lanes(sum);
+    transpose(m);
+    for (long i = 0; i < count; i++) memcpy(to + i * ld, &m[i], 64);
 }
 
-INLINE void weigh(const struct call *c, struct work *w, const struct item *item, long base, int compute) {
-    long group = c->a->heads / c->a->kv_heads, window = c->a->window;
-    long position = c->a->starts[item->chunk] + item->first - base; /* of the first query, relative to the block */
-    for (long i = 0; i < item->count; i++, position++) {
-        long low = window && position - window + 1 > 0 ? position - window + 1 : 0;
-        long high = position < BLOCK - 1 ? position : BLOCK - 1;
-        for (long r = i * group; r < (i + 1) * group; r++) {
-            if (low <= high)
-                weigh_row(c, w, r, low, high, compute);
-            else
-                memset(at(w->weights, r * BLOCK, compute), 0, BLOCK * size_of(compute));
-        }
-    }
-}
-
-static void weigh_bf16(const struct call *c, struct work *w, const struct item *item, long base) {
-    weigh(c, w, item, base, BF16);
-}
-static void weigh_f32(const struct call *c, struct work *w, const struct item *item, long base) {
-    weigh(c, w, item, base, F32);
-}
-
-/* Adds a span's state to the state of all spans before it. */
-static void merge(const struct call *c, struct state *all, const struct state *span, long rows) {
-    for (long r = 0; r < rows; r++) {
-        float top = all->max[r] > span->max[r] ? all->max[r] : span->max[r];
-        float keep = all->max[r] == -INFINITY ? 0 : exp_(splat(all->max[r] - top))[0];
-        float add = span->max[r] == -INFINITY ? 0 : exp_(splat(span->max[r] - top))[0];
-        float *to = all->values + r * c->padded_dim, *from = span->values + r * c->padded_dim;
-        for (long d = 0; d < c->padded_dim; d += LANES)
-            store(to + d, load(to + d, LANES, F32) * keep + load(from + d, LANES, F32) * add, LANES, F32);
-        all->sum[r] = all->sum[r] * keep + span->sum[r] * add;
-        all->max[r] = top;
-    }
-}
-
-static void copy_queries(const struct call *c, const struct item *item, long kv_head, char *to) {
-    const struct attention *a = c->a;
-    long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first, n = group * a->head_dim;
-    for (long i = 0; i < item->count; i++, to = at(to, n, c->compute)) {
-        const char *from = at(a->q, ((token + i) * a->heads + kv_head * group) * a->head_dim, a->dtype);
-        if (c->compute == a->dtype) {
-            memcpy(to, from, n * size_of(a->dtype));
+static void load_rows(const struct call *c, struct work *w, const struct item *item, long kv_head) {
+    long dim = c->a->head_dim;
+    for (long r = 0; r < w->count; r++) {
+        const char *from = at(c->a->q, row_place(c, item, kv_head, r), c->a->dtype);
+        char *to = (char *)(w->q + r * c->units);
+        if (c->compute == c->a->dtype) {
+            memcpy(to, from, c->units * 4);
             continue;
         }
-        for (long d = 0; d < n; d += LANES) {
-            long count = n - d < LANES ? n - d : LANES;
-            store(at(to, d, F32), load(at(from, d, a->dtype), count, a->dtype), count, F32);
+        for (long d = 0; d < dim; d += LANES) {
+            long count = dim - d < LANES ? dim - d : LANES;
+            store(at(to, d, F32), load(at(from, d, c->a->dtype), count, c->a->dtype), count, F32);
         }
     }
 }
 
-static void write_output(const struct call *c, const struct item *item, long kv_head, const struct state *s) {
+/* The queries, and what each may see. */
+static void load_queries(const struct call *c, struct work *w, const struct item *item, long kv_head) {
     const struct attention *a = c->a;
-    long mixed = INTERLEAVED && c->compute == BF16 ? full_panels(c) : 0;
-    long group = a->heads / a->kv_heads, token = a->offsets[item->chunk] + item->first;
-    for (long r = 0; r < item->count * group; r++) {
-        long head = (token + r / group) * a->heads + kv_head * group + r % group;
-        float scale = 1.0f / s->sum[r];
-        for (long d = 0; d < mixed; d += 2 * LANES) restore_order(s->values + r * c->padded_dim + d);
-        for (long d = 0; d < a->head_dim; d += LANES) {
-            long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
-            vf x = load(s->values + r * c->padded_dim + d, LANES, F32) * scale;
-            store(at(a->out, head * a->head_dim + d, a->dtype), x, count, a->dtype);
+    int32_t start = a->starts[item->chunk] + item->first, group = a->heads / a->kv_heads;
+    for (int32_t r = 0; r < w->lanes; r++) w->positions[r] = r < w->count ? start + r / group : -1;
+    if (w->few) {
+        load_rows(c, w, item, kv_head);
+        return;
+    }
+    for (long begin = 0; begin < w->lanes; begin += LANES) {
+        const char *from[LANES];
+        long rows = w->count - begin < LANES ? w->count - begin : LANES;
+        long step = c->compute == a->dtype ? 64 : LANES * size_of(a->dtype);
+        for (long i = 0; i < rows; i++) from[i] = at(a->q, row_place(c, item, kv_head, begin + i), a->dtype);
+        for (long unit = 0; unit < c->units; unit += LANES) {
+            long count = c->units - unit < LANES ? c->units - unit : LANES;
+            load_square(c, from, rows, count, w->q + unit * w->lanes + begin, w->lanes);
+            for (long i = 0; i < rows; i++) from[i] += step;
         }
     }
+}
+
+static void write_columns(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+                          const struct state *s) {
+    const struct attention *a = c->a;
+    for (long begin = 0; begin < w->lanes; begin += LANES) {
+        vf scale = 1.0f / load(s->sum + begin, LANES, F32);
+        char *to[LANES];
+        for (long i = 0; i < LANES && begin + i < w->count; i++)
+            to[i] = at(a->out, row_place(c, item, kv_head, begin + i), a->dtype);
+        for (long d = 0; d < a->head_dim; d += LANES) {
+            vu m[LANES];
+#pragma GCC unroll 16
+            for (long i = 0; i < LANES; i++)
+                m[i] = (vu)(load(s->values + (d + i) * w->lanes + begin, LANES, F32) * scale);
+            transpose(m);
+            long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
+            for (long i = 0; i < LANES && begin + i < w->count; i++)
+                store(at(to[i], d, a->dtype), (vf)m[i], count, a->dtype);
+        }
+    }
+}
+
+static void write_rows(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+                       const struct state *s) {
+    const struct attention *a = c->a;
+    for (long r = 0; r < w->count; r++) {
+        char *to = at(a->out, row_place(c, item, kv_head, r), a->dtype);
+        float scale = 1.0f / s->sum[r];
+        for (long d = 0; d < a->head_dim; d += LANES) {
+            long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
+            store(at(to, d, a->dtype), load(s->values + r * c->padded_dim + d, LANES, F32) * scale, count, a->dtype);
+        }
+    }
+}
+
+static void merge(const struct call *c, struct work *w, const struct state *span) {
+    if (w->few)
+        merge_rows(&w->all, span, w->count, c->padded_dim);
+    else
+        merge_columns(&w->all, span, w->lanes, c->padded_dim);
+}
+
+static void write_output(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+                         const struct state *s) {
+    (w->few ? write_rows : write_columns)(c, w, item, kv_head, s);
+}
+
+static struct work *start_work(const struct call *c, const struct item *item) {
+    struct work *w = take_work(c);
+    w->count = rows_of(c, item);
+    w->lanes = (w->count + LANES - 1) / LANES * LANES;
+    w->few = w->count <= FEW;
+    return w;
 }
 
 static long key_begin(const struct attention *a, const struct item *item) { /* the first block that a query sees */
@@ -153,63 +174,69 @@ static struct cursor block_after(const struct call *c, struct cursor now, long s
     return span_start(c, item, (index + 1) % kv_heads, item->span);
 }
 
-/* A span of task `index` into w->span. w->places[w->now] are the places of its first block, later those of the
- * next. */
+static long partial_floats(const struct call *c) { return c->lanes * (c->padded_dim + 2); }
+
+/* A span of task `index` into w->span. w->rows[w->now] are the rows of its first block, later those of the next. */
 static void attend_span(const struct call *c, struct work *w, struct cursor at, long span, long index) {
-    long rows = at.item->count * (c->a->heads / c->a->kv_heads);
-    clear(&w->span, rows, c->padded_dim);
+    clear(&w->span, w->lanes, c->padded_dim);
     for (; at.base < at.end; at.base += BLOCK, w->now ^= 1) {
-        long *next = w->places[!w->now], count = at.end - at.base < BLOCK ? at.end - at.base : BLOCK;
+        struct rows *rows = &w->rows[w->now], *next = &w->rows[!w->now];
+        long count = at.end - at.base < BLOCK ? at.end - at.base : BLOCK;
         struct cursor after = block_after(c, at, span, index);
         find_rows(c, after.item, after.kv_head, after.base, after.end, next);
-        point_at(c->a, w->places[w->now], w->rows);
-        if (c->compute != c->a->kv_dtype) widen(c, w, w->rows);
-        pack_keys(c, w->rows[0], count, w->keys, next);
-        score(c, w, rows, count);
-        (c->compute == F32 ? weigh_f32 : weigh_bf16)(c, w, at.item, at.base);
-        pack_values(c, w->rows[1], count, w->value, next);
-        add_values(c, w, rows, count);
+        if (c->compute != c->a->kv_dtype) {
+            widen(c, rows->keys, w->wide);
+            widen(c, rows->values, w->wide + BLOCK * c->a->head_dim);
+        }
+        (w->few ? score_rows : score_all_columns)(c, w, rows, next, count);
+        if (w->few)
+            weigh_rows(c, w, at.base);
+        else
+            weigh_columns(c, w, at.base, count);
+        pack_values(c, w, rows, next, count);
+        if (w->few)
+            add_rows(c, w, count);
+        else
+            add_all_columns(c, w, count);
     }
 }
 
-static long partial_floats(const struct call *c) { return c->rows * (c->padded_dim + 2); }
-
 static struct state partial_state(const struct call *c, long partial, long kv_head) {
     float *p = c->partials + (partial * c->a->kv_heads + kv_head) * partial_floats(c);
-    return (struct state){p, p + c->rows, p + 2 * c->rows};
+    return (struct state){p, p + c->lanes, p + 2 * c->lanes};
 }
 
 static void attend(const void *args, long index) {
     const struct call *c = args;
     const struct item *item = &c->items[index / c->a->kv_heads];
-    long kv_head = index % c->a->kv_heads, rows = item->count * (c->a->heads / c->a->kv_heads);
-    struct work *w = take_work(c);
+    long kv_head = index % c->a->kv_heads;
+    struct work *w = start_work(c, item);
     struct cursor first = span_start(c, item, kv_head, item->span);
     w->now = 0;
-    find_rows(c, item, kv_head, first.base, first.end, w->places[0]);
-    copy_queries(c, item, kv_head, w->q);
+    find_rows(c, item, kv_head, first.base, first.end, &w->rows[0]);
+    load_queries(c, w, item, kv_head);
     if (item->partial >= 0) w->span = partial_state(c, item->partial, kv_head);
-    if (item->partial < 0) clear(&w->all, rows, c->padded_dim);
+    int several = item->partial < 0 && item->spans - item->span > 1; /* merging one changes nothing */
+    if (several) clear(&w->all, w->lanes, c->padded_dim);
     for (long span = item->span; span < item->spans; span++) {
         attend_span(c, w, span_start(c, item, kv_head, span), span, index);
-        if (item->partial < 0) merge(c, &w->all, &w->span, rows);
+        if (several) merge(c, w, &w->span);
     }
-    if (item->partial < 0) write_output(c, item, kv_head, &w->all);
+    if (item->partial < 0) write_output(c, w, item, kv_head, several ? &w->all : &w->span);
 }
 
 /* The spans of one split tile, in order. */
 static void merge_tile(const void *args, long index) {
     const struct call *c = args;
     const struct item *item = &c->items[c->merges[index / c->a->kv_heads]];
-    long kv_head = index % c->a->kv_heads, rows = item->count * (c->a->heads / c->a->kv_heads);
-    long spans = (key_end(c->a, item) + SPAN - 1) / SPAN - item->span;
-    struct work *w = take_work(c);
-    clear(&w->all, rows, c->padded_dim);
+    long kv_head = index % c->a->kv_heads, spans = (key_end(c->a, item) + SPAN - 1) / SPAN - item->span;
+    struct work *w = start_work(c, item);
+    clear(&w->all, w->lanes, c->padded_dim);
     for (long i = 0; i < spans; i++) {
         struct state part = partial_state(c, item->partial + i, kv_head);
-        merge(c, &w->all, &part, rows);
+        merge(c, w, &part);
     }
-    write_output(c, item, kv_head, &w->all);
+    write_output(c, w, item, kv_head, &w->all);
 }
 
 /* The work list of a call: tiles, split into spans where one is a large part of the whole. */
@@ -284,7 +311,7 @@ void rx_attention(const struct attention *a) {
     zero_padding(a);
     if (!tiles) return;
     struct call c = {.a = a, .compute = a->dtype == BF16 && a->kv_dtype == BF16 ? BF16 : F32};
-    c.rows = tile_queries(a) * (a->heads / a->kv_heads);
+    c.lanes = (tile_queries(a) * (a->heads / a->kv_heads) + LANES - 1) / LANES * LANES;
     c.padded_dim = (a->head_dim + LANES - 1) / LANES * LANES;
     c.units = c.compute == F32 ? a->head_dim : a->head_dim / 2;
     char *memory = rx_scratch(SCRATCH_CALL, most_items * (sizeof(struct item) + sizeof(long)) + 256);

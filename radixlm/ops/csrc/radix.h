@@ -91,6 +91,9 @@ void rx_silu_mul(const struct silu_mul *op);
 void rx_rope_write(const struct rope_write *op);
 void rx_attention(const struct attention *op);
 
+/* logits [rows, n], n > 0 -> the largest of each row and its lowest index. NaN counts as the largest. Not recorded. */
+void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype);
+
 /* The same operations, by number; `op` is the struct above, copied if a recording is being made by this thread. */
 enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, KINDS };
 void rx_do(int kind, const void *op);

@@ -136,3 +136,62 @@ void rx_rope_write(const struct rope_write *op) {
     task_fn fn = same && op->dtype == BF16 ? rope_bf16 : same && op->dtype == F32 ? rope_f32 : rope_any;
     rx_parallel(fn, op, tasks_for(op->tokens, width));
 }
+
+struct most_likely {
+    const void *logits; /* [rows, n] */
+    float *largest;     /* [rows] */
+    int64_t *index;     /* [rows] */
+    int64_t n;
+};
+
+/* The lowest index of `value`, which is there; a NaN is any NaN. */
+INLINE long first_equal(const char *x, long n, float value, int dtype) {
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf v = load(at(x, i, dtype), LANES, dtype);
+        vi found = value != value ? v != v : v == value;
+        long long any = 0, part[8];
+        memcpy(part, &found, 64);
+        for (int p = 0; p < 8; p++) any |= part[p];
+        if (any) break;
+    }
+    for (; i < n; i++) {
+        float v = load(at(x, i, dtype), 1, dtype)[0];
+        if (value != value ? v != v : v == value) break;
+    }
+    return i;
+}
+
+INLINE void most_likely_row(const struct most_likely *l, long row, int dtype) {
+    const char *x = at(l->logits, row * l->n, dtype);
+    vf top = splat(-INFINITY);
+    vi bad = {};
+    long full = l->n / LANES * LANES, i = 0;
+    for (; i < full; i += LANES) {
+        vf v = load(at(x, i, dtype), LANES, dtype);
+        bad |= v != v;
+        top = max_(top, v);
+    }
+    int any_bad = 0;
+    for (int lane = 0; lane < LANES; lane++) any_bad |= bad[lane] != 0;
+    float most = max_lanes(top);
+    for (; i < l->n; i++) {
+        float v = load(at(x, i, dtype), 1, dtype)[0];
+        any_bad |= v != v;
+        most = v > most ? v : most;
+    }
+    if (any_bad) most = NAN;
+    i = first_equal(x, l->n, most, dtype);
+    l->largest[row] = most;
+    l->index[row] = i;
+}
+
+static void most_likely_f32(const void *args, long row) { most_likely_row(args, row, F32); }
+static void most_likely_bf16(const void *args, long row) { most_likely_row(args, row, BF16); }
+static void most_likely_f16(const void *args, long row) { most_likely_row(args, row, F16); }
+
+void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype) {
+    static const task_fn by_dtype[] = {most_likely_f32, most_likely_bf16, most_likely_f16};
+    struct most_likely l = {logits, largest, index, n};
+    rx_parallel(by_dtype[dtype], &l, rows);
+}

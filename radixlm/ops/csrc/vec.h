@@ -148,4 +148,71 @@ INLINE vf exp_(vf x) {
     return zero_below(x, splat(-87.0f), (vf)((vi)p + exponent) + (x - x));
 }
 
+/* 2^x for x <= 0, exactly 0 below -126 and 1 at 0; a NaN stays one. Relative error: 3e-6, or 1e-7 if `precise`. */
+INLINE vf exp2_(vf x, int precise) {
+#if defined(__AVX512F__)
+    vf y = max_(splat(-200.0f), x); /* else -infinity would become a NaN */
+    vf n = (vf)_mm512_roundscale_ps((__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = y - n;
+#else
+    vf y = max_(splat(-126.0f), x);
+    vf shifted = y + 12582912.0f, n = shifted - 12582912.0f, r = y - n;
+#endif
+    vf p;
+    if (precise) {
+        p = r * 1.5353362e-4f + 1.3398875e-3f;
+        p = p * r + 9.6184369e-3f;
+        p = p * r + 5.5503323e-2f;
+        p = p * r + 2.4022648e-1f;
+        p = p * r + 6.9314718e-1f;
+    } else {
+        p = r * 9.5828520e-3f + 5.5906426e-2f;
+        p = p * r + 2.4024099e-1f;
+        p = p * r + 6.9312418e-1f;
+    }
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return zero_below(x, splat(-126.0f), (vf)((vi)p + ((vi)shifted << 23)) + (x - x));
+#endif
+}
+
+#if defined(__AVX512F__)
+/* One step of a transposition: exchanges the odd groups of `s` lanes of row i with the even ones of row i + s. */
+#define EXCHANGE(s, low, high)                                                                   \
+    for (int i = 0; i < LANES; i++)                                                              \
+        if (!(i & s)) {                                                                          \
+            vu x = m[i], y = m[i + s];                                                           \
+            m[i] = (vu)_mm512_permutex2var_epi32((__m512i)x, (__m512i)low, (__m512i)y);          \
+            m[i + s] = (vu)_mm512_permutex2var_epi32((__m512i)x, (__m512i)high, (__m512i)y);     \
+        }
+
+INLINE vu exchange_lanes(int s, int high) {
+    vu index;
+    for (int i = 0; i < LANES; i++) index[i] = high ? (i & s ? 16 + i : i + s) : (i & s ? 16 + i - s : i);
+    return index;
+}
+
+INLINE void transpose(vu m[LANES]) {
+#pragma GCC unroll 16
+    EXCHANGE(1, exchange_lanes(1, 0), exchange_lanes(1, 1))
+#pragma GCC unroll 16
+    EXCHANGE(2, exchange_lanes(2, 0), exchange_lanes(2, 1))
+#pragma GCC unroll 16
+    EXCHANGE(4, exchange_lanes(4, 0), exchange_lanes(4, 1))
+#pragma GCC unroll 16
+    EXCHANGE(8, exchange_lanes(8, 0), exchange_lanes(8, 1))
+}
+#undef EXCHANGE
+#else
+INLINE void transpose(vu m[LANES]) {
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            uint32_t x = m[i][j];
+            m[i][j] = m[j][i];
+            m[j][i] = x;
+        }
+}
+#endif
+
 #endif
