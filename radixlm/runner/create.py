@@ -84,9 +84,11 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
         name, attention = _first(
             defaults.attention, config.attention, lambda n: load_attention(n, model.config.attention, kv)
         )
-        build = _cuda_runner if device.type == "cuda" else _cpu_runner
         state = _state(model, kv, wanted, ops)
-        return build(model, attention, kv, wanted, state, recordable=(ops_name, name) == ("native", "native")), kv, name
+        if device.type == "cuda":
+            return _cuda_runner(model, attention, kv, wanted, state), kv, name
+        replays = DecodeReplays(model, attention, kv) if ops_name == name == "native" else None
+        return ModelRunner(model, attention, kv, *state, replays), kv, name
 
     room = _cuda_room(config, wanted, make) if device.type == "cuda" else _cpu_room(config)
     sizes = _fit(config, model, wanted, room)
@@ -197,29 +199,9 @@ def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
     )
 
 
-def _cpu_runner(
-    model: Decoder,
-    attention: AttentionBackend,
-    kv: KVPool,
-    sizes: Sizes,
-    state: tuple[Tables, Sampler],
-    *,
-    recordable: bool,
-) -> Runner:
-    replays = DecodeReplays(model, attention, kv) if recordable else None
-    return ModelRunner(model, attention, kv, *state, replays)
-
-
 def _cuda_runner(
-    model: Decoder,
-    attention: AttentionBackend,
-    kv: KVPool,
-    sizes: Sizes,
-    state: tuple[Tables, Sampler],
-    *,
-    recordable: bool,
+    model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, state: tuple[Tables, Sampler]
 ) -> Runner:
-    del recordable  # CUDA graphs record everything
     cuda_runner = importlib.import_module("radixlm.runner.cuda_runner")  # needs triton, which not every install has
     steps = cuda_runner.Sizes(sizes.max_running, sizes.tokens_per_step + sizes.max_running)
     return cuda_runner.CudaRunner(model, attention, kv, *state, steps)

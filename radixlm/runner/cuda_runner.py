@@ -200,7 +200,7 @@ class CudaRunner:
         tables, slots, indices = self.tables, plan.page_slots, plan.page_indices
         if not len(slots):
             return
-        tables.pages[slots, indices] = plan.pages
+        tables.set_pages(slots, indices, plan.pages)
         self._covered.fill(np.iinfo(np.int32).max)
         self._covered[plan.slots] = plan.starts // self._kv.shape.page_size
         untold = indices < self._covered[slots]

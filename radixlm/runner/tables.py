@@ -22,13 +22,11 @@ class Tables:
         self.device = device
 
     def set_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
-        """pages[slots[i], indices[i]] = pages[i]; later entries win."""
+        """pages[slots[i], indices[i]] = pages[i] in the host's table, which on a CPU is the device's too."""
         self.pages[slots, indices] = pages
-        if self.device.type != "cpu":
-            self.write_pages(slots, indices, pages)
 
     def write_pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
-        """The same for the device's table alone."""
+        """The same in the table of a device with memory of its own."""
         cells = slots.astype(np.int64) * self.pages.shape[1] + indices
         pinned = (torch.from_numpy(array).pin_memory() for array in (cells, pages))  # or the copy waits for the device
         to_device = (array.to(self.device, non_blocking=True) for array in pinned)
