@@ -81,9 +81,8 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
 
     def make(num_pages: int) -> tuple[Runner, KVPool, str]:
         kv = KVPool(_kv_shape(config, model, num_pages), device)
-        name, attention = _first(
-            defaults.attention, config.attention, lambda n: load_attention(n, model.config.attention, kv)
-        )
+        shape = model.config.attention
+        name, attention = _first(defaults.attention, config.attention, lambda n: load_attention(n, shape, kv))
         state = _state(model, kv, wanted, ops)
         if device.type == "cuda":
             return _cuda_runner(model, attention, kv, wanted, state), kv, name
