@@ -30,6 +30,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     also take a single value or a list. `logprobs=0` reports the chosen token's log probability, `k` also the k most
     likely; `prompt_logprobs` the same for prompt tokens from position `prompt_logprobs_start` on (earlier ones may come
     from the cache). `max_tokens=None` runs to the end of the context.
+
+    At most one of `regex`, `json_schema` (JSON text), `ebnf` (Lark or GBNF), `choice` and `structural_tag` (JSON text)
+    constrains the output.
     """
 
     max_tokens: int | None = 128
@@ -53,9 +56,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
+    regex: str | None = None
+    json_schema: str | None = None
+    ebnf: str | None = None
+    choice: tuple[str, ...] = ()
+    structural_tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_token_ids", "stop_regex"):
+        for name in ("stop", "stop_token_ids", "stop_regex", "choice"):
             msgspec.structs.force_setattr(self, name, _as_tuple(getattr(self, name)))
 
 
