@@ -15,6 +15,13 @@ def option(default: Any, text: str, *, group: str, low: float | None = None, hig
     return field(default=default, metadata={"help": text, "group": group, "low": low, "high": high})
 
 
+def secret(text: str, *, group: str) -> Any:
+    """A text option that is shown nowhere."""
+    return field(
+        default=None, repr=False, metadata={"help": text, "group": group, "low": None, "high": None, "secret": True}
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of a server or an offline engine. `None` means: decided from the model and the device at start."""
@@ -63,6 +70,14 @@ class Config:
 
     host: str = option("127.0.0.1", "Address to listen on.", group="server")
     port: int = option(30000, "Port to listen on.", group="server", low=0, high=65535)
+    insecure_public: bool = option(
+        False, "Serve other machines without an API key; admin routes stay shut.", group="server"
+    )
+    api_key: str | None = secret("Key that clients must send; it may generate and read metrics.", group="server")
+    admin_api_key: str | None = secret("Key that may also operate the server.", group="server")
+    api_keys: str | None = option(
+        None, "TOML file of named keys with scopes and limits (docs/security.md).", group="server"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.", group="server")
     strict_params: bool = option(
         False, "Refuse unknown request fields instead of naming them in a header.", group="server"
@@ -74,6 +89,10 @@ class Config:
     def __post_init__(self) -> None:
         for spec in fields(self):
             _check(spec, getattr(self, spec.name))
+
+    def shown(self) -> dict[str, Any]:
+        """Every option but the secret ones."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if not spec.metadata.get("secret", False)}
 
     def replace(self, **changes: Any) -> Config:
         """A copy with these options changed and checked."""

@@ -63,6 +63,22 @@ class Unauthorized(Error):
     type = "authentication_error"
 
 
+class Forbidden(Error):
+    """The key is known, and may not do this."""
+
+    code = "forbidden"
+    status = 403
+    type = "permission_error"
+
+
+class TooManyRequests(Error):
+    """The key has as many requests open as it may; try again later."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    type = "rate_limit_error"
+
+
 class PayloadTooLarge(Error):
     """The body is over the limit."""
 

@@ -12,6 +12,7 @@ from radixlm.commands.panel import show_panel
 from radixlm.config import Config
 from radixlm.engine.supervisor import Supervisor
 from radixlm.options import Parser, add_options, resolve_options
+from radixlm.serve.keys import check_exposure
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    check_exposure(config)
     asyncio.run(_serve(config))
     return 0
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import msgspec
 
 from radixlm.engine.api import Engine
+from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.output import Completion, Delta, Output, Usage
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, check, check_batch, resolve, too_long
 from radixlm.errors import EngineDied, Error, InvalidRequest, NotReady, PromptTooLong, QueueFull, RequestTimeout
@@ -38,6 +39,7 @@ class Prepared(msgspec.Struct, frozen=True):
     request: GenerateRequest
     prompt: bytes
     sampling: SamplingParams
+    caller: Caller = ANYBODY
 
     @property
     def num_prompt(self) -> int:
@@ -68,7 +70,7 @@ class Frontend:
         self.metrics = metrics or Metrics()
         self._timeout_s = timeout_s
         self._keys = itertools.count(1)
-        self._labels: dict[str, set[int]] = {}
+        self._labels: dict[tuple[str, str], set[int]] = {}  # open keys by the caller's name and the label
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @cached_property
@@ -121,8 +123,8 @@ class Frontend:
         return results
 
     def abort(self, label: str) -> int:
-        """Ends the open requests with exactly this label; how many there were."""
-        keys = sorted(self._labels.get(label, ()))
+        """Ends the caller's open requests with exactly this label; how many there were."""
+        keys = sorted(self._labels.get((current_caller().name, label), ()))
         for key in keys:
             self.engine.abort(key)
         return len(keys)
@@ -137,7 +139,7 @@ class Frontend:
     async def _prepare_one(self, request: GenerateRequest, limits: Limits) -> Prepared:
         prompt = await self._tokenise(request, limits)
         sampling = resolve(request, len(prompt) // 4, limits)
-        return Prepared(request, prompt, sampling)
+        return Prepared(request, prompt, sampling, current_caller())
 
     async def _tokenise(self, request: GenerateRequest, limits: Limits) -> bytes:
         prompt = request.prompt
@@ -164,10 +166,10 @@ class Frontend:
 
     async def _choice(self, item: Prepared, number: int, index: int) -> AsyncGenerator[Delta, None]:
         """Choice `number` of an item, as one request of the engine."""
-        engine, key, label = self.engine, next(self._keys), item.request.label
+        engine, key, label = self.engine, next(self._keys), (item.caller.name, item.request.label)
         output = Output(index, item.num_prompt, item.sampling, self.tokenizer, engine.info.eos_token_ids)
         watch = _Watch(self.metrics)
-        if label:
+        if item.request.label:
             self._labels.setdefault(label, set()).add(key)
         try:
             async with aclosing(engine.generate(self._request(item, key, number))) as frames:
@@ -188,9 +190,10 @@ class Frontend:
         scored = sampling.max_tokens or sampling.prompt_logprobs is not None
         part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
-        return Request(key=key, script=(part,), namespace=asked.namespace, priority=asked.priority, timeout_s=timeout_s)
+        namespace = item.caller.namespace(asked.namespace)
+        return Request(key=key, script=(part,), namespace=namespace, priority=asked.priority, timeout_s=timeout_s)
 
-    def _forget(self, label: str, key: int) -> None:
+    def _forget(self, label: tuple[str, str], key: int) -> None:
         keys = self._labels.get(label)
         if keys is not None:
             keys.discard(key)

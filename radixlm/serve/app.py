@@ -1,6 +1,9 @@
-"""The HTTP application: routes, and the one place where errors become answers."""
+"""The HTTP application: the table of routes, and the one place where errors become answers."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,50 +13,86 @@ from starlette.routing import Route
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.errors import Error
+from radixlm.serve import replies, schema
+from radixlm.serve.auth import Guard
 from radixlm.serve.border import Border
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.health import Health
 from radixlm.serve.native import Native
 from radixlm.serve.openai import OpenAI
+from radixlm.serve.openapi import OpenApi
+from radixlm.serve.routes import Row
+
+EVENTS = "text/event-stream"
 
 
 def create_app(frontend: Frontend, config: Config) -> Starlette:
-    """All routes over one frontend. `app.state.health` is its Health."""
-    native, openai, health = Native(frontend, config), OpenAI(frontend, config), Health(frontend, config)
+    """All routes over one frontend. `app.state` has the Health and the table of rows."""
+    health = Health(frontend, config)
+    rows = [*_native(Native(frontend, config)), *_openai(OpenAI(frontend, config)), *_health(health)]
+    document = OpenApi(rows)
+    rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
+    guard = Guard(config)
     app = Starlette(
-        routes=[*_native(native), *_openai(openai), *_health(health)],
+        routes=[*_guarded(rows, guard)],
         middleware=[Middleware(Border, metrics=frontend.metrics)],
         exception_handlers={Error: on_error, HTTPException: on_http_error},
     )
-    app.state.health = health
+    app.state.health, app.state.rows = health, rows
     return app
 
 
-def _native(native: Native) -> list[Route]:
+def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:
+    """Routes that let in whom their row's scope allows."""
+    for row in rows:
+        yield Route(row.path, guard.around(row), methods=list(row.methods))
+
+
+def _native(native: Native) -> list[Row]:
+    generated = replies.Generated | list[replies.Generated]
     return [
-        Route("/generate", native.generate, methods=["POST", "PUT"]),
-        Route("/abort_request", native.abort, methods=["POST"]),
+        Row("/generate", native.generate, "inference", ("POST", "PUT"), schema.Generate, None, generated, EVENTS),
+        Row("/abort_request", native.abort, "inference", ("POST",), schema.AbortRequest, None, replies.Aborted),
     ]
 
 
-def _openai(openai: OpenAI) -> list[Route]:
+def _openai(openai: OpenAI) -> list[Row]:
+    post = ("POST",)
     return [
-        Route("/v1/completions", openai.completions, methods=["POST"]),
-        Route("/v1/chat/completions", openai.chat, methods=["POST"]),
-        Route("/v1/models", openai.models),
-        Route("/v1/models/{id:path}", openai.one_model),
+        Row(
+            "/v1/completions",
+            openai.completions,
+            "inference",
+            post,
+            schema.Completion,
+            None,
+            replies.TextAnswer,
+            EVENTS,
+        ),
+        Row(
+            "/v1/chat/completions",
+            openai.chat,
+            "inference",
+            post,
+            schema.ChatCompletion,
+            None,
+            replies.ChatAnswer,
+            EVENTS,
+        ),
+        Row("/v1/models", openai.models, "inference", answer=replies.ModelList),
+        Row("/v1/models/{id:path}", openai.one_model, "inference", answer=replies.ModelCard),
     ]
 
 
-def _health(health: Health) -> list[Route]:
+def _health(health: Health) -> list[Row]:
     return [
-        Route("/live", health.live),
-        Route("/ready", health.ready),
-        Route("/health", health.health),
-        Route("/model_info", health.model_info),
-        Route("/get_model_info", health.model_info),
-        Route("/server_info", health.server_info),
-        Route("/get_server_info", health.server_info),
-        Route("/flush_cache", health.flush_cache, methods=["GET", "POST"]),
-        Route("/metrics", health.metrics),
+        Row("/live", health.live, "public", answer=replies.Status),
+        Row("/ready", health.ready, "public", answer=replies.Status),
+        Row("/health", health.health, "public", answer=replies.Status),
+        Row("/model_info", health.model_info, "inference", answer=replies.ModelInfo),
+        Row("/get_model_info", health.model_info, "inference", answer=replies.ModelInfo),
+        Row("/server_info", health.server_info, "inference", answer=replies.ServerInfo),
+        Row("/get_server_info", health.server_info, "inference", answer=replies.ServerInfo),
+        Row("/flush_cache", health.flush_cache, "admin", ("GET", "POST"), answer=dict[str, Any]),
+        Row("/metrics", health.metrics, "metrics", media="text/plain"),
     ]

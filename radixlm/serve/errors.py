@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -47,13 +48,19 @@ def encode_internal(request_id: str) -> bytes:
     return msgspec.json.encode(ErrorBody(ErrorText("internal error", "server_error", None, "internal", request_id)))
 
 
-def error_response(error: Error) -> Response:
-    """The answer to a request that failed; 503 always says when to come back."""
-    headers: dict[str, str] = {}
+def error_response(error: Error, encode: Callable[[Error], bytes] = encode_error) -> Response:
+    """The answer to a request that failed, in the words of its surface; 429 and 503 always say when to come back."""
+    return Response(encode(error), error.status, error_headers(error), "application/json")
+
+
+def error_headers(error: Error) -> dict[str, str]:
+    """When to come back, or how to show a key."""
+    if error.status == 401:
+        return {"www-authenticate": "Bearer"}
+    if error.status not in (429, 503):
+        return {}
     wait = error.retry_after_s if error.retry_after_s is not None else _RETRY_AFTER_S
-    if error.status == 503:
-        headers["retry-after"] = str(max(1, math.ceil(wait)))
-    return Response(encode_error(error), error.status, headers, "application/json")
+    return {"retry-after": str(max(1, math.ceil(wait)))}
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -61,7 +68,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Error), "registered for Error alone"
     if error.status >= 500:
         logger.warning("%s %s: %s", request.method, request.scope["path"], error.message)
-    return error_response(error)
+    row = request.scope.get("row")
+    return error_response(error, row.errors.encode if row else encode_error)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -7,7 +7,6 @@ request takes.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from typing import Any
 
@@ -80,7 +79,7 @@ class Health:
             {
                 "version": __version__,
                 "started": self._started,
-                **dataclasses.asdict(self._config),
+                **self._config.shown(),
                 "engine": msgspec.to_builtins(info),
                 "max_total_num_tokens": info.num_pages * info.page_size,
                 "internal_states": [stats],

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from radixlm.config import Config
+from radixlm.engine.caller import current_caller
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion, Delta
 from radixlm.engine.validate import GenerateRequest
@@ -93,6 +94,7 @@ class Native:
         """POST /abort_request: ends what has exactly this rid, or everything; always 200."""
         body = decode(await read_body(request, self._config.max_body), AbortRequest)
         if body.abort_all:
+            current_caller().require("admin")
             return JSONResponse(await self._frontend.engine.control("abort_all"))
         if not body.rid:
             raise InvalidRequest("rid is absent; name a request or set abort_all", param="rid")

@@ -26,6 +26,7 @@ from radixlm.errors import Error, StartError
 from radixlm.serve.app import create_app
 from radixlm.serve.border import MAX_HEADER_BYTES
 from radixlm.serve.health import Health
+from radixlm.serve.keys import check_exposure
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ async def serve(
 
     Calls `ready` with the URL once it listens. The frontend stays open. Raises StartError if the address cannot be bound.
     """
+    check_exposure(config)
     app = create_app(frontend, config)
     listener = bind(config.host, config.port)
     server = _Server(_settings(app, config), _Drain(frontend, app.state.health, config.drain_timeout), stop)

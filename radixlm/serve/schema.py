@@ -54,7 +54,7 @@ class Generate(Sampling, kw_only=True):
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: msgspec.Raw = msgspec.Raw(b"null")
+    sampling_params: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     rid: str | list[str] | None = None
     stream: bool | None = None
     return_logprob: bool | list[bool] | None = None

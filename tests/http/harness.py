@@ -49,7 +49,7 @@ class Server:
         self.frontend = Frontend(engine, TOKENIZER, template, timeout_s=self.config.request_timeout)
         self.app = create_app(self.frontend, self.config)
         transport = httpx.ASGITransport(app=self.app)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://testserver")
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
     async def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         return await self.client.post(path, json=body, **kwargs)

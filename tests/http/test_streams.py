@@ -22,7 +22,7 @@ class Client:
         self._body = json.dumps(body).encode()
         self._sent_body = False
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": path}
-        headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
         scope |= {"raw_path": path.encode(), "query_string": b"", "headers": headers, "scheme": "http", "root_path": ""}
         self.task = asyncio.ensure_future(server.app(scope, self._receive, self._send))
 

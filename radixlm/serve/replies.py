@@ -1,0 +1,205 @@
+"""Answers as typed structs: what the OpenAPI document promises, and what tests hold every answer against.
+
+Endpoints build the JSON themselves, in the order and with the optional fields that clients know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """Answer of the health routes."""
+
+    status: Literal["ok"]
+
+
+class TopLogprob(msgspec.Struct, kw_only=True):
+    """A token that was likely at some position."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TopLogprob, kw_only=True):
+    """The token at one position, and the likely ones there."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, kw_only=True):
+    """`logprobs` of a chat choice."""
+
+    content: list[ChatLogprob] | None
+    refusal: list[ChatLogprob] | None = None
+
+
+class ChatAnswerMessage(msgspec.Struct, kw_only=True):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChoice(msgspec.Struct, kw_only=True):
+    """One choice of a chat completion."""
+
+    index: int
+    message: ChatAnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    token_ids: list[int] | None = None
+
+
+class PromptDetails(msgspec.Struct, kw_only=True):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int
+
+
+class OutputDetails(msgspec.Struct, kw_only=True):
+    """What output tokens were."""
+
+    reasoning_tokens: int
+
+
+class TokenUsage(msgspec.Struct, kw_only=True):
+    """`usage` of the OpenAI surface."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
+
+
+class ChatAnswer(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage
+
+
+class TextLogprobs(msgspec.Struct, kw_only=True):
+    """`logprobs` of a text choice."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct, kw_only=True):
+    """One choice of a text completion."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: Literal["stop", "length", "content_filter"]
+    token_ids: list[int] | None = None
+
+
+class TextAnswer(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: TokenUsage
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """Answer of GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class ModelInfo(msgspec.Struct, kw_only=True):
+    """Answer of GET /model_info."""
+
+    model_path: str
+    served_model_name: str
+    tokenizer_path: str
+    is_generation: bool
+    architectures: list[str]
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    load_format: str
+    weight_version: str
+
+
+class ServerInfo(msgspec.Struct, kw_only=True):
+    """Answer of GET /server_info: these, and every option by name."""
+
+    version: str
+    started: float
+    engine: dict[str, Any]
+    max_total_num_tokens: int
+    internal_states: list[dict[str, Any]]
+
+
+class Aborted(msgspec.Struct, kw_only=True):
+    """Answer of POST /abort_request: how many requests were ended."""
+
+    aborted: int | None = None
+
+
+class FinishReason(msgspec.Struct, kw_only=True):
+    """Why a generation ended, on the native surface."""
+
+    type: Literal["stop", "length", "abort", "timeout", "error"]
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+
+
+class MetaInfo(msgspec.Struct, kw_only=True):
+    """`meta_info` of the native surface; with return_logprob also input_token_logprobs and its kin."""
+
+    id: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    num_retractions: int
+    e2e_latency: float | None = None
+    queue_time: float | None = None
+    prefill_time: float | None = None
+
+
+class Generated(msgspec.Struct, kw_only=True):
+    """One answer of POST /generate: the full form has output_ids and meta_info, the short form id and usage."""
+
+    text: str
+    output_ids: list[int] | None = None
+    meta_info: MetaInfo | None = None
+    prompt_token_ids: list[int] | None = None
+    id: str | None = None
+    finish_reason: str | None = None
+    usage: dict[str, int] | None = None
