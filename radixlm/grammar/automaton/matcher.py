@@ -1,0 +1,165 @@
+"""A grammar whose constraint is an automaton: what holds in a state is computed once and kept, masks within a byte limit."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from radixlm.grammar.api import TokenVocabulary
+from radixlm.grammar.automaton.lazy import DEAD, Automaton, Ending, OverLimit
+from radixlm.grammar.automaton.native import new_automaton
+from radixlm.grammar.automaton.program import Program
+from radixlm.grammar.automaton.tokens import masks_of, token_table
+from radixlm.types import IntArray
+
+MAX_STATES = 20_000  # of one automaton; a matcher that needs more goes on in a new one
+MAX_MASK_BYTES = 64 << 20  # of all masks of a grammar
+MAX_FORCED_BYTES = 4096
+MAX_HISTORY = 512  # tokens that can be taken back
+
+
+class Walk:
+    """One automaton with the masks of its states, shared by the matchers of a grammar until it is full."""
+
+    def __init__(self, program: Program, vocabulary: TokenVocabulary) -> None:
+        self.automaton: Automaton = new_automaton(program, MAX_STATES)
+        self._vocabulary = vocabulary
+        self._table = token_table(vocabulary)
+        self._eos = masks_of([vocabulary.eos], vocabulary.num_words)[0]
+        self._masks: OrderedDict[int, IntArray] = OrderedDict()  # least recently used first
+        self._endings: dict[int, Ending] = {}
+        self._lock = threading.Lock()
+
+    def ending(self, state: int) -> Ending:
+        found = self._endings.get(state)
+        if found is None:
+            found = self._endings[state] = self.automaton.ending(state)
+        return found
+
+    def mask(self, state: int) -> IntArray:  # hot
+        """The tokens that may follow, the end tokens where the text may end."""
+        with self._lock:
+            found = self._masks.get(state)
+            if found is not None:
+                self._masks.move_to_end(state)
+                return found
+        found = self.automaton.mask(state, self._table)
+        if self.ending(state) is not Ending.OPEN:
+            found |= self._eos
+        with self._lock:
+            self._masks[state] = found
+            if len(self._masks) * found.nbytes > MAX_MASK_BYTES:
+                self._masks.popitem(last=False)
+        return found
+
+
+class AutomatonGrammar:
+    """A program for one vocabulary."""
+
+    def __init__(self, program: Program, vocabulary: TokenVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._program = program
+        self._walk = Walk(program, vocabulary)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no text matches at all."""
+        return self._walk.automaton.start == DEAD
+
+    @property
+    def size_bytes(self) -> int:
+        """What the program holds, and what the masks of a few hundred states will."""
+        return self._program.size_bytes + min(MAX_MASK_BYTES, 256 * 4 * self.vocabulary.num_words)
+
+    def walk(self) -> Walk:
+        """The walk to go on with: a new one where the last is nearly full."""
+        if self._walk.automaton.num_states > MAX_STATES // 2:
+            self._walk = Walk(self._program, self.vocabulary)
+        return self._walk
+
+    def matcher(self) -> AutomatonMatcher:
+        return AutomatonMatcher(self)
+
+
+class AutomatonMatcher:
+    """Where one part stands: a state of a walk, and the states before it. Stuck when its walk would need too many states."""
+
+    def __init__(self, grammar: AutomatonGrammar) -> None:
+        self._grammar = grammar
+        self._walk = grammar.walk()
+        self._states = [self._walk.automaton.start]  # last: now; a state twice where an end token was accepted
+
+    @staticmethod
+    def fill(matchers: Sequence[AutomatonMatcher], rows: Sequence[int], out: IntArray) -> None:  # hot
+        """Copies the mask of each; see `radixlm.grammar.api.Matcher`."""
+        for matcher, row in zip(matchers, rows):
+            out[row] = matcher.mask()
+
+    def mask(self) -> IntArray:  # hot
+        """The tokens that may follow; none if the walk would need too many states."""
+        for _ in range(2):
+            try:
+                return self._walk.mask(self._states[-1])
+            except OverLimit:
+                self._move_on()
+        return masks_of([()], self._grammar.vocabulary.num_words)[0]
+
+    def _move_on(self) -> None:
+        """Goes on in a walk that has room, with the states that can be taken back."""
+        walk = self._grammar.walk()
+        if walk is not self._walk:
+            kept = self._states[-MAX_HISTORY:]
+            try:
+                self._states = [walk.automaton.take(self._walk.automaton, state) for state in kept]
+            except OverLimit:
+                return
+            self._walk = walk
+
+    def accept(self, tokens: Sequence[int]) -> bool:
+        if self._walk.automaton.num_states > MAX_STATES // 2:
+            self._move_on()
+        states: list[int] = []
+        state = self._states[-1]
+        for token in tokens:
+            state = self._after(state, token)
+            if state == DEAD:
+                return False
+            states.append(state)
+        self._states += states
+        return True
+
+    def _after(self, state: int, token: int) -> int:
+        vocabulary = self._grammar.vocabulary
+        if token in vocabulary.eos:
+            return DEAD if self._walk.ending(state) is Ending.OPEN else state
+        if token in vocabulary.special or not 0 <= token < len(vocabulary.tokens) or not vocabulary.tokens[token]:
+            return DEAD
+        try:
+            return self._walk.automaton.run(state, vocabulary.tokens[token])
+        except OverLimit:
+            return DEAD
+
+    def rollback(self, num_tokens: int) -> None:
+        assert 0 <= num_tokens < len(self._states), f"rollback of {num_tokens} of {len(self._states) - 1} tokens"
+        del self._states[len(self._states) - num_tokens :]
+
+    def forced(self) -> bytes:
+        try:
+            return self._walk.automaton.forced(self._states[-1], MAX_FORCED_BYTES)
+        except OverLimit:
+            return b""
+
+    @property
+    def is_complete(self) -> bool:
+        return self._ending() is not Ending.OPEN
+
+    @property
+    def is_finished(self) -> bool:
+        return self._ending() is Ending.MUST_END
+
+    def _ending(self) -> Ending:
+        try:
+            return self._walk.ending(self._states[-1])
+        except OverLimit:
+            return Ending.OPEN

@@ -1,0 +1,122 @@
+"""Regexes as nondeterministic automata over characters (Thompson, "Regular expression search algorithm", 1968)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from radixlm.grammar.api import Unsupported
+from radixlm.grammar.automaton import charset
+from radixlm.grammar.automaton.charset import CharSet
+from radixlm.grammar.automaton.program import MAX_STATES, Builder
+from radixlm.grammar.automaton.regex import Anchor, Atom, Choice, Dialect, Node, Repeat, parse_regex
+
+
+@dataclass(slots=True)
+class Nfa:
+    """State s reads `reads[s]` or moves on to `moves[s]`; made once, then only read."""
+
+    reads: list[list[tuple[CharSet, int]]] = field(default_factory=list[list[tuple[CharSet, int]]])
+    moves: list[list[int]] = field(default_factory=list[list[int]])
+    anchors: list[tuple[int, bool, int]] = field(default_factory=list[tuple[int, bool, int]])  # source, at end, target
+    start: int = 0
+    end: int = 0
+
+    def state(self, *moves: int) -> int:
+        self.reads.append([])
+        self.moves.append(list(moves))
+        return len(self.reads) - 1
+
+    def add_to(self, builder: Builder, entry: int, after: int, *, json: bool) -> None:
+        """Adds the automaton to a program, between two states; with `json` over the spelling of JSON strings."""
+        states = [builder.state() for _ in self.reads]
+        for state, reads, moves in zip(states, self.reads, self.moves):
+            for chars, target in reads:
+                builder.chars(state, chars, states[target], json=json)
+            for target in moves:
+                builder.move(state, states[target])
+        builder.move(entry, states[self.start])
+        builder.move(states[self.end], after)
+
+
+def _add(nfa: Nfa, node: Node, after: int) -> int:
+    """Adds the states of a node that goes on to `after`; returns its entry."""
+    if isinstance(node, Repeat):
+        return _add_repeat(nfa, node, after)
+    if isinstance(node, Choice):
+        return nfa.state(*[_add(nfa, item, after) for item in node.items])
+    if isinstance(node, Atom | Anchor):
+        entry = nfa.state()
+        if isinstance(node, Atom):
+            nfa.reads[entry].append((node.chars, after))
+        else:
+            nfa.anchors.append((entry, node.at_end, after))
+        return entry
+    for item in reversed(node.items):
+        after = _add(nfa, item, after)
+    return after
+
+
+def _add_repeat(nfa: Nfa, node: Repeat, after: int) -> int:
+    entry = after
+    if node.high is None:
+        entry = nfa.state()  # the loop
+        nfa.moves[entry] = [_add(nfa, node.item, entry), after]
+    else:
+        for _ in range(node.high - node.low):
+            entry = nfa.state(_add(nfa, node.item, entry), after)
+    for _ in range(node.low):
+        entry = _add(nfa, node.item, entry)
+    return entry
+
+
+def _settle_anchors(nfa: Nfa) -> None:
+    """Replaces anchors by moves: those of the beginning are open before the first character only, of the end after the last."""
+    opened: list[list[int]] = [[] for _ in nfa.reads]
+    closed: list[list[int]] = [[] for _ in nfa.reads]
+    for source, at_end, target in nfa.anchors:
+        (closed if at_end else opened)[source].append(target)
+    first = _reach(nfa, [nfa.start], opened)
+    start, end = nfa.state(*sorted(first)), nfa.state()
+    for source, at_end, target in nfa.anchors:
+        if at_end and nfa.end in _reach(nfa, [target], closed):
+            nfa.moves[source].append(end)
+    if nfa.end in _reach(nfa, [nfa.start], [a + b for a, b in zip(opened, closed)]):
+        nfa.moves[start].append(end)  # the empty text, whose beginning is its end
+    nfa.moves[nfa.end].append(end)
+    nfa.start, nfa.end = start, end
+
+
+def _reach(nfa: Nfa, states: list[int], anchors: list[list[int]]) -> set[int]:
+    seen: set[int] = set()
+    while states:
+        state = states.pop()
+        if state not in seen:
+            seen.add(state)
+            states += nfa.moves[state]
+            if state < len(anchors):
+                states += anchors[state]
+    return seen
+
+
+_GAP = Repeat(Atom(charset.ANY), 0, None, 3)
+
+
+@lru_cache(maxsize=256)
+def regex_nfa(pattern: str, dialect: Dialect = "python", *, search: bool = False) -> Nfa:
+    """The automaton of the texts that a pattern matches as a whole, or, with `search`, anywhere.
+
+    Raises InvalidRequest for a wrong pattern and Unsupported for one that unfolds to too many states.
+    """
+    node = parse_regex(pattern, dialect)
+    if node.num_states > MAX_STATES // 2:
+        raise Unsupported(f"the regex unfolds to {node.num_states} states; the limit is {MAX_STATES // 2}: repeat less")
+    nfa = Nfa()
+    nfa.end = nfa.state()
+    after = _add(nfa, _GAP, nfa.end) if search else nfa.end
+    nfa.start = _add(nfa, node, after)
+    if search:
+        nfa.start = _add(nfa, _GAP, nfa.start)
+    if nfa.anchors:
+        _settle_anchors(nfa)
+    return nfa
