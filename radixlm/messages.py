@@ -118,6 +118,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_queued: int
     tokens_per_step: int
     eos_token_ids: tuple[int, ...]
+    knee_tokens: int = 0
     weight_bytes: int = 0
     kv_bytes: int = 0
     attention: str = ""

@@ -23,7 +23,7 @@ from radixlm.attention.triton import TritonAttention
 from radixlm.ops.api import Rope
 from radixlm.ops.triton import TritonOps
 
-ROWS = (1, 8, 16, 50, 256)
+ROWS = (1, 8, 16, 32, 50, 64, 128, 256)
 DECODE = {1: 512, 8: 512, 50: 512, 128: 512, 256: 512}
 MIXED = (64, 128, 206, 462)
 Bench = Callable[[float, float], None]
@@ -89,11 +89,13 @@ ATTENTION: dict[str, list[shapes.Chunk]] = {
     "decode 1 x 8000": shapes.decode(1, 8000),
     "decode 8 x 512": shapes.decode(8, 512),
     "decode 50 x 512": shapes.decode(50, 512),
+    "decode 50 x 180..750": shapes.ragged(50, 180, 750),
     "decode 128 x 512": shapes.decode(128, 512),
     "decode 256 x 512": shapes.decode(256, 512),
     "decode 256 x 100..1500": shapes.ragged(256, 100, 1500),
     "decode 32 x 8000": shapes.decode(32, 8000),
     "mixed 50 x 512 + 64 over 448": [*shapes.decode(50, 512), (448, 64)],
+    "mixed 50 x 180..750 + 78 over 300": [*shapes.ragged(50, 180, 750), (300, 65), (500, 13)],
     "mixed 50 x 512 + 462 over 0": [*shapes.decode(50, 512), (0, 462)],
     "chunk 512 over 0": [(0, 512)],
     "chunk 512 over 7500": [(7500, 512)],
@@ -137,7 +139,7 @@ def bench_profile(read: float, flops: float) -> None:
     """Where the time of a decode step goes, by kernel; overlapping kernels count twice."""
     tensors, head = random_weights()
     stack = Stack(tensors, head, TritonOps())
-    for chunks in (shapes.decode(1, 512), shapes.decode(50, 512), [*shapes.decode(50, 512), (448, 206)]):
+    for chunks in (shapes.decode(50, 512), shapes.decode(256, 512), [*shapes.decode(16, 8000), (4000, 2032)]):
         graph, held = _step_graph(stack, chunks)
         graph.replay()
         with profile(activities=[ProfilerActivity.CUDA]) as run:

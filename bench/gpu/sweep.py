@@ -12,7 +12,6 @@ import functools
 import itertools
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -26,40 +25,60 @@ from radixlm.attention.triton_schedule import schedule
 from radixlm.ops.triton_fused import norm
 from radixlm.ops.triton_linear import Tiling, linear
 
-SPLITS = (1, 2, 3, 4, 7, 8)
-GRIDS = {
-    1: [(2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 4096, 4, 1), (2, 4096, 8, 1)],
-    16: [(64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (64, 64, 4, 8), (128, 64, 4, 6)],
-    32: [(64, 128, 4, 4), (64, 128, 4, 5), (64, 64, 4, 8), (128, 64, 4, 6), (128, 128, 8, 4)],
-    64: [
-        (64, 64, 4, 4),
-        (64, 64, 4, 6),
-        (64, 128, 4, 3),
-        (64, 128, 4, 6),
-        (128, 64, 4, 4),
-        (128, 64, 8, 8),
-        (128, 128, 8, 4),
-        (256, 64, 8, 5),
+GRIDS = {  # weight rows, columns, programs per multiprocessor, warps, stages
+    16: [
+        (64, 128, 2, 4, 4),
+        (64, 256, 1, 4, 5),
+        (128, 128, 1, 4, 5),
+        (64, 128, 2, 4, 5),
+        (64, 64, 3, 4, 6),
+        (128, 64, 2, 4, 5),
     ],
-    128: [(128, 64, 8, 3), (128, 64, 8, 6), (256, 64, 8, 4), (128, 128, 8, 3)],
+    32: [(64, 128, 2, 4, 4), (128, 128, 1, 4, 5), (64, 256, 1, 4, 4), (128, 64, 2, 4, 5), (64, 64, 3, 4, 5)],
+    64: [
+        (128, 128, 1, 4, 4),
+        (128, 64, 2, 4, 4),
+        (64, 128, 2, 4, 3),
+        (128, 64, 1, 4, 8),
+        (64, 128, 1, 4, 6),
+        (128, 128, 1, 8, 4),
+        (64, 64, 2, 4, 6),
+        (256, 64, 1, 8, 5),
+    ],
+    128: [
+        (128, 64, 1, 8, 6),
+        (256, 64, 1, 8, 4),
+        (128, 128, 1, 8, 3),
+        (128, 64, 1, 4, 6),
+        (128, 64, 2, 8, 3),
+        (64, 64, 2, 4, 4),
+    ],
 }
 VARIANTS = {
     "short": [
-        Variant(16, block, warps, stages)
-        for block, warps, stages in (
+        Variant(16, *blocks)
+        for blocks in (
             (32, 4, 5),
+            (32, 2, 4),
+            (32, 1, 4),
             (64, 2, 3),
             (64, 2, 4),
-            (64, 2, 5),
-            (64, 4, 5),
-            (64, 8, 4),
+            (64, 4, 3),
+            (64, 4, 4),
             (128, 4, 3),
-            (128, 4, 4),
         )
     ],
     "long": [
-        Variant(rows, block, warps, stages)
-        for rows, block, warps, stages in ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 3), (64, 128, 4, 3))
+        Variant(*blocks)
+        for blocks in (
+            (64, 64, 4, 3),
+            (64, 64, 4, 2),
+            (64, 128, 4, 2, 168),
+            (128, 64, 8, 2, 128),
+            (128, 64, 8, 3, 128),
+            (128, 128, 8, 2),
+            (128, 128, 8, 3),
+        )
     ],
 }
 
@@ -70,33 +89,29 @@ CASES = {
         "1 x 8000": shapes.decode(1, 8000),
         "8 x 512": shapes.decode(8, 512),
         "50 x 512": shapes.decode(50, 512),
+        "50 x 180..750": shapes.ragged(50, 180, 750),
         "256 x 512": shapes.decode(256, 512),
         "256 x 100..1500": shapes.ragged(256, 100, 1500),
         "32 x 8000": shapes.decode(32, 8000),
     },
     "long": {
-        "64 over 448": [(448, 64)],
         "4 x 64 over 448": [(448, 64)] * 4,
         "512 over 0": [(0, 512)],
-        "512 over 7500": [(7500, 512)],
         "2048 over 0": [(0, 2048)],
-        "8000 over 0": [(0, 8000)],
+        "2048 over 6000": [(6000, 2048)],
     },
 }
 
 
 def tilings(rows: int) -> Iterator[Tiling]:
     """Every tiling of the grid for this row count."""
-    for out, columns, warps, stages in GRIDS[rows]:
-        for splits in SPLITS if rows > 1 else (1,):
-            yield Tiling(rows, out, columns, splits, warps, stages)
+    return (Tiling(rows, *blocks) for blocks in GRIDS[rows])
 
 
 def compile_linear(tiling: Tiling) -> None:
     """Runs the tiling once, small."""
-    splits = min(2, tiling.splits)
     x = torch.zeros((tiling.rows, 8192), dtype=torch.bfloat16, device="cuda")
-    linear(x, x.new_zeros((tiling.block_out * 16, 8192)), None, replace(tiling, splits=splits))
+    linear(x, x.new_zeros((tiling.block_out * 16, 8192)), None, tiling)
     torch.cuda.synchronize()
 
 
@@ -109,7 +124,8 @@ def sweep_linear() -> None:
         found = [(_linear_us(x, weights, tiling), tiling) for tiling in tilings(rows) if tiling.fits(out, size)]
         found.sort(key=lambda pair: pair[0])
         best = "  ".join(
-            f"{us:.1f} ({t.block_out} {t.block_in} k{t.splits} w{t.num_warps} s{t.num_stages})" for us, t in found[:5]
+            f"{us:.1f} ({t.block_out} {t.block_in} p{t.per_processor} w{t.num_warps} s{t.num_stages})"
+            for us, t in found[:5]
         )
         print(f"{rows:4} {name:8} floor {2 * out * size / 4.47e6:.1f} library {library:.1f}  {best}", flush=True)
 
@@ -161,7 +177,7 @@ def _pool(cells: int) -> shapes.Pool:
 def sweep_attention() -> None:
     """The best variants per case."""
     for kind, cases in CASES.items():
-        programs = (2, 3, 4, 5) if kind == "short" else (1, 2)
+        programs = (2, 3, 4, 6, 8) if kind == "short" else (1, 2, 3)
         for name, chunks in cases.items():
             found = []
             for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 2, 4)):
@@ -211,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     jobs: list = []
     if "linear" in options.what:
-        jobs += [(compile_linear, t) for rows in GRIDS for t in tilings(rows) if t.splits <= 2]
+        jobs += [(compile_linear, t) for rows in GRIDS for t in tilings(rows)]
     if "attention" in options.what:
         jobs += [(compile_attention, (kind, variant)) for kind in VARIANTS for variant in VARIANTS[kind]]
     with multiprocessing.get_context("spawn").Pool(options.compile_workers) as workers:

@@ -7,7 +7,7 @@ as no chunk is longer than the captured `max_length`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,11 +25,11 @@ MANY = Variant(rows=16, block=64, num_warps=2, num_stages=3)
 LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)
 """Chunks that do not fit in 16 rows, in steps of few tokens: beside decode rows."""
 
-LONGEST = Variant(rows=128, block=128, num_warps=8, num_stages=3)
-"""The same in steps of many tokens: bound by arithmetic."""
+LONGEST = Variant(rows=128, block=64, num_warps=8, num_stages=3, max_registers=128)
+"""The same in steps of many tokens: bound by arithmetic, so two programs a multiprocessor: one multiplies, one exponentiates."""
 
 _MANY_CHUNKS, _MANY_TOKENS = 17, 512
-_SETTINGS = {FEW: (1, 2), MANY: (2, 4), LONG: (1, 1), LONGEST: (4, 2)}
+_SETTINGS = {FEW: (1, 2), MANY: (2, 4), LONG: (1, 1), LONGEST: (1, 3)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 
@@ -96,7 +96,7 @@ def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, lim
     tile = rows // (shape.num_heads // shape.num_kv_heads)
     cut = Cut(above, upto, tile, variant.block, max(1, programs // shape.num_kv_heads), min_blocks)
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (rows, next_power(shape.head_dim)), device)
-    variant = Variant(rows, variant.block, variant.num_warps, variant.num_stages)
+    variant = replace(variant, rows=rows)
     return Kind(
         cut, {window: Kernel(shape, variant, window, programs, workspace) for window in sorted(set(shape.window))}
     )

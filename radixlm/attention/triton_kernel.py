@@ -36,6 +36,7 @@ class Variant:
     block: int  # keys per loop turn
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # per thread, so that more programs fit on a multiprocessor
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def attend(
         workspace.sums, workspace.stats, workspace.counters, kernel.scale, shape.softcap * _LOG2_E,
         shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
         variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages, order,
-        num_warps=variant.num_warps, **launch_options(q.device),
+        num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
     )  # fmt: skip
 
 

@@ -214,6 +214,7 @@ def limits_of(info: EngineInfo, config: Config) -> Limits:
         max_queued=info.max_queued,
         context=info.context_length,
         tokens_per_step=info.tokens_per_step,
+        knee_tokens=info.knee_tokens,
         vocab_size=info.vocab_size,
         eos_token_ids=info.eos_token_ids,
         policy=config.policy,

@@ -22,11 +22,8 @@ import triton
 from radixlm.ops.triton_fused import norm
 from radixlm.ops.triton_linear import Tiling, linear
 
-ROW_BLOCKS = (1, 16)
-"""Row counts that are tuned; a step takes the smallest block that holds its rows, and the library above the last.
-
-At 32 to 128 rows own kernels win alone (a Llama-3-8B head takes 257 us instead of 325 at 64 rows) but lose in a whole step.
-"""
+ROW_BLOCKS = (1, 16, 32, 64, 128)
+"""Row counts that are tuned; a step takes the smallest block that holds its rows, and the library above the last."""
 
 MARGIN = 0.97
 """An own kernel must take at most this share of the library's time: less is within what two measurements differ."""
@@ -39,15 +36,14 @@ _MAX_COPIES = 64  # small weights stay in the cache in a real step too
 
 CANDIDATES: dict[int, tuple[Tiling, ...]] = {
     1: tuple(Tiling(1, out, size, num_warps=warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4))),
-    16: (
-        *(Tiling(16, 64, 128, splits, 4, 6) for splits in (1, 2)),
-        Tiling(16, 64, 128, 1, 4, 4),
-        Tiling(16, 64, 256, 2, 4, 3),
-    ),
+    16: (Tiling(16, 64, 256, 1, 4, 5), Tiling(16, 64, 128, 2, 4, 5)),
+    32: (Tiling(32, 64, 256, 1, 4, 4), Tiling(32, 64, 128, 2, 4, 4)),
+    64: (Tiling(64, 64, 128, 1, 4, 6), Tiling(64, 128, 128, 1, 8, 4)),
+    128: (Tiling(128, 128, 64, 1, 8, 6),),
 }
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None)
+UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None, None, None, None)
 """Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
 
 

@@ -58,11 +58,12 @@ class Defaults:
     attention: tuple[str, ...]
     max_running: int
     tokens_per_step: int
+    knee_tokens: int = 0  # nothing rides for free where arithmetic is the limit
 
 
 DEFAULTS = {
     "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=512),
-    "cuda": Defaults(("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048),
+    "cuda": Defaults(("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048, knee_tokens=128),
 }
 
 
@@ -105,6 +106,7 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
         max_running=sizes.max_running,
         max_queued=config.max_queued,
         tokens_per_step=sizes.tokens_per_step,
+        knee_tokens=defaults.knee_tokens,
         eos_token_ids=model.config.eos_token_ids,
         weight_bytes=model.weight_bytes,
         kv_bytes=kv.shape.size_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from radixlm.sched import admission
-from radixlm.sched.budget import newcomers_budget, prompt_budget, shares
+from radixlm.sched.budget import PATIENCE_S, newcomers_budget, prompt_budget, riding_budget, shares
 from radixlm.sched.draft import Draft
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
@@ -66,11 +67,13 @@ class Planner:
         while True:
             draft = Draft()
             num_decode = self._plan_decode(draft)
-            budget, begun = prompt_budget(self._limits.tokens_per_step, num_decode), list(self.running.prefilling)
+            budget, begun = self._prompt_budget(num_decode), list(self.running.prefilling)
+            left = [int(self.running.rows.prompt_end[x.slot] - self.running.rows.computed[x.slot]) for x in begun]
             if self.waiting and self.running.rows.num_free:
-                budget -= self._admit(draft, newcomers_budget(budget, len(begun)))
-            if begun:
-                self._plan_prompts(draft, begun, budget)
+                budget -= self._admit(draft, newcomers_budget(budget, sum(left)))
+            for lease, share in zip(begun, shares(left, budget)):
+                if share:
+                    self._chunk(draft, lease, share)
             if not draft.empty:
                 return self._launch(draft)
             # Stuck: running requests hold all pages and nothing under way will free any. One must start over.
@@ -116,13 +119,19 @@ class Planner:
         rows, active = self.running.rows, self.running.active
         return active[(rows.length[active] < rows.limit[active]) & (rows.computed[active] >= rows.prompt_end[active])]
 
-    def _plan_prompts(self, draft: Draft, begun: list[Lease], budget: int) -> None:
-        """Next chunks of prompts begun in earlier steps."""
-        rows = self.running.rows
-        left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in begun]
-        for lease, share in zip(begun, shares(left, budget)):
-            if share:
-                self._chunk(draft, lease, share)
+    def _prompt_budget(self, num_decode: int) -> int:
+        """Tokens of this step for prompts."""
+        limits = self._limits
+        budget = prompt_budget(limits.tokens_per_step, num_decode)
+        if limits.knee_tokens and num_decode and self._clock() - self._oldest() < PATIENCE_S:
+            return riding_budget(budget, num_decode, limits.knee_tokens)
+        return budget
+
+    def _oldest(self) -> float:
+        """When the request arrived whose prompt has waited longest."""
+        begun = (lease.request.arrived for lease in self.running.prefilling[:1])
+        queued = (entry.arrived for entry in itertools.islice(self.waiting.values(), 1))
+        return min(itertools.chain(begun, queued), default=float("inf"))
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

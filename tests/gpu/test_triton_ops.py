@@ -71,10 +71,10 @@ def test_silu_mul_gates_the_second_half(dtype: torch.dtype, tokens: int, size: i
     [
         (1, Tiling(1, 2, 64)),
         (1, Tiling(1, 4, 256)),
-        (2, Tiling(16, 32, 64, splits=1, num_stages=2)),
-        (16, Tiling(16, 64, 64, splits=3, num_stages=2)),
-        (30, Tiling(32, 64, 32, splits=2, num_stages=3)),
-        (50, Tiling(64, 64, 64, splits=3, num_stages=2)),
+        (2, Tiling(16, 32, 64, num_stages=2)),
+        (16, Tiling(16, 64, 64, 2, num_stages=2)),
+        (30, Tiling(32, 64, 64, num_stages=3)),
+        (50, Tiling(64, 64, 64, num_stages=2)),
     ],
 )
 def test_a_product_of_few_rows_is_the_librarys(dtype: torch.dtype, with_bias: bool, rows: int, tiling: Tiling) -> None:

@@ -15,11 +15,13 @@ def storm(seed: int) -> Drive:
     drive = Drive(
         depth=rng.choice([0, 1, 2]), page_size=size, num_pages=-(-int(48 * rng.choice([1.0, 1.2, 3])) // size),
         tokens_per_step=rng.choice([4, 8, 64]), policy=rng.choice(["lpm", "dfs-weight", "fcfs"]),
+        knee_tokens=rng.choice([0, 6]),
     )  # fmt: skip
     for _ in range(rng.randrange(4, 16)):
         for _ in range(rng.randrange(4)):
             drive.submit(*_script(rng), priority=rng.randrange(2), namespace=rng.choice(["", "", "b"]))
         for _ in range(rng.randrange(8)):
+            drive.now += rng.choice([0.0, 0.02])
             drive.step()
         if rng.random() < 0.2 and drive.records:
             drive.scheduler.abort(rng.randrange(len(drive.records)))

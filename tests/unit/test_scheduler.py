@@ -7,7 +7,7 @@ import pytest
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched.budget import prompt_budget, shares
+from radixlm.sched.budget import newcomers_budget, prompt_budget, shares
 from radixlm.types import SamplingParams
 from tests.property.harness import Drive, expected
 
@@ -252,6 +252,30 @@ def test_the_oldest_prompt_always_moves_and_the_shortest_goes_first(remaining, b
 def test_prompts_get_a_share_however_many_rows_decode():
     assert prompt_budget(64, 10) == 54
     assert prompt_budget(64, 64) == 8
+
+
+def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
+    assert newcomers_budget(100, 30) == 70
+    assert newcomers_budget(100, 400) == 50
+
+
+def test_a_prompt_rides_beside_decode_rows_until_it_has_waited():
+    drive = roomy(knee_tokens=16)
+    drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
+    drive.step()
+    drive.submit(([2] * 100, GO))
+    drive.step()
+    assert drive.plans[-1].num_tokens == 16, "the step holds no more than costs nothing"
+    drive.now += 1
+    drive.step()
+    assert drive.plans[-1].num_tokens == 64, "the prompt has waited: the whole budget is its own"
+
+
+def test_a_prompt_alone_does_not_ride():
+    drive = roomy(knee_tokens=16)
+    drive.submit(([2] * 100, GO))
+    drive.step()
+    assert drive.plans[-1].num_tokens == 64
 
 
 def test_giving_a_page_twice_is_noticed():
