@@ -51,6 +51,13 @@ class Config:
         0.85, "Share of device memory for weights and KV.", group="memory", low=0.05, high=0.98
     )
     prefix_cache: bool = option(True, "Keep finished prefixes in the radix tree for reuse.", group="memory")
+    pin_share: float = option(
+        0.25,
+        "Share of the KV pool that pinned prefixes may hold; one request of full context always has room beside them.",
+        group="memory",
+        low=0.0,
+        high=0.9,
+    )
 
     max_running: int | None = option(None, "Requests computed at the same time.", group="schedule", low=1, high=4096)
     max_queued: int = option(1024, "Requests that may wait; more are refused with 503.", group="schedule", low=1)

@@ -87,6 +87,14 @@ class PayloadTooLarge(Error):
     type = "invalid_request_error"
 
 
+class PinRefused(Error):
+    """A prefix cannot be kept: the quota is spent, or nothing of it is cached."""
+
+    code = "pin_refused"
+    status = 409
+    type = "invalid_request_error"
+
+
 class QueueFull(Error):
     """The waiting queue is full; try again later."""
 

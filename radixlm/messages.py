@@ -13,7 +13,42 @@ import msgspec
 from radixlm.types import Finish, Request
 from radixlm.version import __version__
 
-Command = Literal["info", "stats", "flush_cache", "abort_all", "ping"]
+Missed = Literal["", "new", "evicted", "other_namespace", "scored", "disabled"]
+"""Why the rest of a prompt was not in the cache: nothing was missing, never seen, seen and evicted, cached in another namespace
+of the same tenant, computed for its log probabilities, or there is no prefix cache."""
+
+
+class ShowCache(msgspec.Struct, frozen=True, tag=True):
+    """What is in the prefix tree: the `most` nodes that saved most tokens, of one namespace or (None) of all."""
+
+    most: int
+    namespace: str | None = None
+
+
+class MatchPrefix(msgspec.Struct, frozen=True, tag=True):
+    """How much of a prompt (int32 bytes) is cached now."""
+
+    namespace: str
+    tokens: bytes
+
+
+class PinPrefix(msgspec.Struct, frozen=True, tag=True):
+    """Keep what is cached of a prefix for `ttl_s` seconds; again for the same prefix extends it."""
+
+    namespace: str
+    tokens: bytes
+    ttl_s: float
+
+
+class UnpinPrefix(msgspec.Struct, frozen=True, tag=True):
+    """Let one kept prefix go, or (None) all, of one namespace or (None) of all."""
+
+    pin: str | None = None
+    namespace: str | None = None
+
+
+Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix
+Command = Literal["info", "stats", "flush_cache", "abort_all", "ping"] | Query
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -33,6 +68,72 @@ class Control(msgspec.Struct, frozen=True, tag=True):
 
     ticket: int
     command: Command
+
+
+class CacheNode(msgspec.Struct, frozen=True):
+    """An edge of the prefix tree. `parent` is 0 below a root; `head` are its first tokens (int32 bytes)."""
+
+    number: int
+    parent: int
+    namespace: str
+    start: int  # tokens before it
+    num_tokens: int
+    hits: int
+    idle_s: float  # seconds since its last use
+    num_leases: int
+    kept: bool
+    head: bytes
+
+
+class HitWindow(msgspec.Struct, frozen=True):
+    """Prompt tokens admitted in the last `window_s` seconds (None: since start), and how many of them were cached."""
+
+    window_s: float | None
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """A kept prefix. `id` follows from its namespace and tokens."""
+
+    id: str
+    namespace: str
+    num_tokens: int
+    expires_in_s: float
+
+
+class CacheView(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `ShowCache`. Unless `complete`, the walk stopped at its limit; it goes to the nodes with most hits first."""
+
+    nodes: tuple[CacheNode, ...] = ()
+    namespaces: dict[str, int] = {}  # tokens seen by the walk
+    complete: bool = True
+    windows: tuple[HitWindow, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    kept_tokens: int = 0
+    kept_limit: int = 0  # tokens
+
+
+class CacheMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `MatchPrefix`. `path` has (node number, tokens of it that match) from the root down."""
+
+    num_prompt: int
+    num_cached: int
+    missed: Missed = ""
+    path: tuple[tuple[int, int], ...] = ()
+
+
+class Pinned(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `PinPrefix`: the pin, or why there is none."""
+
+    pin: Pin | None = None
+    refused: str = ""
+
+
+class Unpinned(msgspec.Struct, frozen=True):
+    """Answer to `UnpinPrefix`: how many prefixes were let go."""
+
+    unpinned: int
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -67,7 +168,10 @@ class PartEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The one terminal event of a request. Times are seconds; `queue_s` until admission, `prefill_s` until the first token."""
+    """The one terminal event of a request. Times are seconds; `queue_s` until admission, `prefill_s` until the first token.
+
+    `missed` says why no more than `num_cached` tokens came from the cache.
+    """
 
     key: int
     finish: Finish
@@ -79,6 +183,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     queue_s: float = 0.0
     prefill_s: float = 0.0
     total_s: float = 0.0
+    missed: Missed = ""
     code: str = ""  # an error code of radixlm.errors when the request was rejected or failed
 
 
@@ -124,6 +229,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attention: str = ""
     ops: str = ""
     version: str = __version__
+
+
+def name_of(command: Command) -> str:
+    """A command without its arguments, for messages."""
+    return command if isinstance(command, str) else type(command).__name__
 
 
 ToEngine = Submit | Abort | Control

@@ -12,6 +12,7 @@ import numpy as np
 
 FinishType = Literal["stop", "length", "abort", "timeout", "error"]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+TOKEN_BYTES = 4
 
 
 def _as_tuple(value: object) -> object:

@@ -2,7 +2,8 @@
 
 A compressed radix tree. An edge holds a run of whole pages; its key is the tokens of those pages as bytes, so comparing is
 one memory comparison. Edges split where sequences diverge. Always true: siblings differ in their first page; a node's pin
-count is the number of leases whose path crosses it; only unpinned leaves are evicted, least recently used first.
+count is the number of leases and kept prefixes whose path crosses it; only unpinned leaves are evicted, least recently
+used first.
 
 Compare "SGLang: Efficient Execution of Structured Language Model Programs", arXiv 2312.07104, section 3.
 """
@@ -10,36 +11,36 @@ Compare "SGLang: Efficient Execution of Structured Language Model Programs", arX
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from radixlm.cache.evicted import Evicted
 from radixlm.cache.pool import PagePool
-from radixlm.types import IntArray
-
-TOKEN_BYTES = 4
+from radixlm.types import TOKEN_BYTES, IntArray
 
 
 class Node:
     """One edge and the point where it ends. `key` holds the tokens of `pages`; a root has none, its key is its namespace."""
 
-    __slots__ = ("children", "hits", "key", "pages", "parent", "pins", "used")
+    __slots__ = ("children", "hits", "key", "number", "pages", "parent", "pins", "used")
 
-    def __init__(self, parent: Node | None, key: bytes, pages: IntArray) -> None:
+    def __init__(self, parent: Node | None, key: bytes, pages: IntArray, number: int = 0) -> None:
+        self.number = number  # names the node for those who look at the tree; 0 for roots
         self.parent = parent
         self.key = key
         self.pages = pages
         self.children: dict[bytes, Node] = {}  # by the bytes of the child's first page
         self.pins = 0
         self.used = 0  # tick of last use; orders eviction
-        self.hits = 0  # how often a request matched this edge
+        self.hits = 0  # how often a request took this edge's pages instead of computing them
 
     def __lt__(self, other: Node) -> bool:
         return self.used < other.used
 
 
 class RadixTree:
-    """Prefixes of all namespaces. Pages of the tree are either idle (evictable) or pinned by a lease."""
+    """Prefixes of all namespaces. Pages of the tree are either idle (evictable) or pinned by a lease or a kept prefix."""
 
     def __init__(self, pool: PagePool, page_size: int) -> None:
         self._pool = pool
@@ -48,7 +49,9 @@ class RadixTree:
         self._idle_leaves: list[
             tuple[int, Node]
         ] = []  # heap; an entry is stale if the node was used, pinned or grew since
-        self._tick = 0
+        self._num_made = 0  # nodes, ever
+        self.tick = 0  # of the last use of anything
+        self.evicted = Evicted()
         self.num_idle = 0  # pages
         self.num_pinned = 0  # pages
         self.num_nodes = 0
@@ -79,23 +82,34 @@ class RadixTree:
         return root
 
     def advance(self, node: Node, tokens: bytes) -> tuple[Node, list[IntArray]]:
-        """Moves a lease's pin from `node` down along `tokens`, as far as whole pages match.
+        """Moves a lease's pin from `node` down along `tokens`, as far as whole pages match: these the lease need not compute.
 
         An edge is split where it diverges. Returns the new node and the pages passed, in order.
         """
-        pages: list[IntArray] = []
+        node, passed = self._descend(node, tokens)
+        for edge in passed:
+            edge.hits += 1
+        return node, [edge.pages for edge in passed]
+
+    def keep(self, namespace: str, tokens: bytes) -> tuple[Node, int]:
+        """Pins what the tree has of a prefix for one who computes nothing: the node, to be released, and how many pages."""
+        node, passed = self._descend(self.acquire(namespace), tokens)
+        return node, sum(len(edge.pages) for edge in passed)
+
+    def _descend(self, node: Node, tokens: bytes) -> tuple[Node, list[Node]]:
+        """Moves a pin as `advance` does; returns the new node and the nodes passed."""
+        passed: list[Node] = []
         offset = 0
-        self._tick += 1
+        self.tick += 1
         while (child := node.children.get(tokens[offset : offset + self._page_bytes])) is not None:
             matched = self._common(child.key, tokens, offset)
             if matched < len(child.key):
                 child = self._split(child, matched)
             self._pin(child)
-            child.hits += 1
-            pages.append(child.pages)
+            passed.append(child)
             offset += matched
             node = child
-        return node, pages
+        return node, passed
 
     def continues(self, node: Node, tokens: bytes) -> bool:
         """Whether the tree has the first page of `tokens` below `node`."""
@@ -108,15 +122,14 @@ class RadixTree:
 
         Returns the end and how many of `pages` were there already: those stay the caller's, the rest is the tree's.
         """
-        node, passed = self.advance(node, tokens)
-        present = sum(map(len, passed))
+        node, passed = self._descend(node, tokens)
+        present = sum(len(edge.pages) for edge in passed)
         if present < len(pages):
-            child = Node(node, tokens[present * self._page_bytes :], pages[present:].copy())
+            child = self._node(node, tokens[present * self._page_bytes :], pages[present:].copy())
             node.children[child.key[: self._page_bytes]] = child
-            child.used = self._tick
+            child.used = self.tick
             child.pins = 1
             self.num_pinned += len(child.pages)
-            self.num_nodes += 1
             node = child
         return node, present
 
@@ -124,12 +137,12 @@ class RadixTree:
 
     def release(self, node: Node) -> None:
         """Ends a lease's pin at `node`."""
-        self._tick += 1
+        self.tick += 1
         current: Node | None = node
         while current is not None:
             assert current.pins > 0, "a node was unpinned more often than pinned"
             current.pins -= 1
-            current.used = self._tick
+            current.used = self.tick
             if not current.pins and current.parent is not None:
                 self.num_pinned -= len(current.pages)
                 self.num_idle += len(current.pages)
@@ -144,6 +157,7 @@ class RadixTree:
         while given < count and self._idle_leaves:
             used, leaf = heapq.heappop(self._idle_leaves)
             if leaf.used == used and self._is_idle_leaf(leaf):
+                self._remember(leaf, count - given)
                 given += self._shrink(leaf, count - given)
         self.num_evicted += given
         return given
@@ -161,6 +175,11 @@ class RadixTree:
         self._roots.clear()
         self._idle_leaves.clear()
         self.num_idle = self.num_pinned = self.num_nodes = 0
+
+    @property
+    def roots(self) -> Mapping[str, Node]:
+        """The root of every namespace that has one."""
+        return self._roots
 
     def nodes(self) -> Iterator[tuple[str, Node]]:
         """(namespace, node) for every node but the roots, parents first, for audits and for showing the tree."""
@@ -192,20 +211,24 @@ class RadixTree:
         parent = node.parent
         assert parent is not None
         num_pages = at // self._page_bytes
-        upper = Node(parent, node.key[:at], node.pages[:num_pages])
+        upper = self._node(parent, node.key[:at], node.pages[:num_pages])
         upper.pins, upper.used, upper.hits = node.pins, node.used, node.hits
         parent.children[upper.key[: self._page_bytes]] = upper
         node.parent, node.key, node.pages = upper, node.key[at:], node.pages[num_pages:]
         upper.children[node.key[: self._page_bytes]] = node
-        self.num_nodes += 1
         return upper
+
+    def _node(self, parent: Node, key: bytes, pages: IntArray) -> Node:
+        self.num_nodes += 1
+        self._num_made += 1
+        return Node(parent, key, pages, self._num_made)
 
     def _pin(self, node: Node) -> None:
         if not node.pins:
             self.num_idle -= len(node.pages)
             self.num_pinned += len(node.pages)
         node.pins += 1
-        node.used = self._tick
+        node.used = self.tick
 
     def _is_idle_leaf(self, node: Node) -> bool:
         return not node.pins and not node.children and node.parent is not None and len(node.pages) > 0
@@ -218,6 +241,12 @@ class RadixTree:
         if len(self._idle_leaves) > 2 * self.num_nodes + 64:  # drop stale entries
             self._idle_leaves = [e for e in self._idle_leaves if e[1].used == e[0] and self._is_idle_leaf(e[1])]
             heapq.heapify(self._idle_leaves)
+
+    def _remember(self, leaf: Node, count: int) -> None:
+        """Notes up to `count` pages at the end of a leaf as evicted."""
+        keep = max(0, len(leaf.pages) - count) * self._page_bytes
+        namespace, start = origin(leaf)
+        self.evicted.add(namespace, start * self._page_bytes // TOKEN_BYTES + keep // TOKEN_BYTES, leaf.key[keep:])
 
     def _shrink(self, leaf: Node, count: int) -> int:
         """Takes up to `count` pages off the end of an idle leaf; an empty leaf leaves the tree."""
@@ -242,3 +271,12 @@ class RadixTree:
         """An empty namespace nobody uses leaves no trace."""
         if root.parent is None and not root.children and not root.pins:
             self._roots.pop(root.key.decode(), None)
+
+
+def origin(node: Node) -> tuple[str, int]:
+    """The namespace of a node, and how many pages come before its edge."""
+    start = 0
+    while node.parent is not None:
+        node = node.parent
+        start += len(node.pages)
+    return node.key.decode(), start

@@ -10,6 +10,7 @@ import msgspec
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.options import nearest
+from radixlm.text.template import ChatOptions
 from radixlm.types import SamplingParams
 
 Message = dict[str, Any]
@@ -61,6 +62,14 @@ def as_requests(
         )
         for prompt, sampling in zip(prompts, each, strict=True)
     ]
+
+
+def as_prefix(prompt: Prompt, namespace: str) -> GenerateRequest:
+    """A prompt that others will begin with: messages end without the opening of an answer."""
+    asked = _prompt(prompt)
+    if isinstance(asked, Chat):
+        asked = msgspec.structs.replace(asked, options=ChatOptions(add_generation_prompt=False))
+    return GenerateRequest(prompt=asked, namespace=namespace)
 
 
 def _prompt(prompt: Prompt) -> str | Sequence[int] | Chat:

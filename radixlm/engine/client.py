@@ -30,6 +30,7 @@ from radixlm.messages import (
     ToEngine,
     decode_from_engine,
     encode,
+    name_of,
 )
 from radixlm.types import Request
 
@@ -106,7 +107,8 @@ class RemoteEngine:
             return await asyncio.wait_for(self._ask(command), self._reply_timeout_s)
         except TimeoutError:
             raise NotReady(
-                f"the engine did not answer {command} within {self._reply_timeout_s:g} s", retry_after_s=_RETRY_AFTER_S
+                f"the engine did not answer {name_of(command)} within {self._reply_timeout_s:g} s",
+                retry_after_s=_RETRY_AFTER_S,
             ) from None
 
     async def close(self) -> None:

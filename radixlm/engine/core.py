@@ -24,6 +24,7 @@ from radixlm.sched.limits import Limits
 from radixlm.sched.plan import Plan
 from radixlm.sched.request import StopCheck
 from radixlm.sched.scheduler import Scheduler
+from radixlm.sched.steering import answer
 from radixlm.types import Request, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -181,6 +182,8 @@ class Core:
                 return {"aborted": num_open}
             case "ping":
                 return {"beats": self.beats}
+            case query:
+                return msgspec.to_builtins(answer(self.scheduler, query), builtin_types=(bytes,))
 
     def _stats(self) -> dict[str, Any]:
         scheduler, running = self.scheduler, self.scheduler.running
@@ -220,6 +223,7 @@ def limits_of(info: EngineInfo, config: Config) -> Limits:
         policy=config.policy,
         static_batching=config.batching == "static",
         prefix_cache=config.prefix_cache,
+        pin_share=config.pin_share,
     )
 
 

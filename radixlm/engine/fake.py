@@ -11,10 +11,27 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
-from radixlm.messages import Command, Ended, EngineInfo, Logprobs, Outputs, TokenLogprobs
+from radixlm.messages import (
+    CacheMatch,
+    CacheView,
+    Command,
+    Ended,
+    EngineInfo,
+    Logprobs,
+    MatchPrefix,
+    Outputs,
+    Pinned,
+    PinPrefix,
+    Query,
+    ShowCache,
+    TokenLogprobs,
+    Unpinned,
+    UnpinPrefix,
+)
 from radixlm.types import Finish, IntArray, Request, SamplingParams, from_bytes, to_bytes
 
 Continuation = Callable[[IntArray, SamplingParams], Iterator[int]]
@@ -168,7 +185,21 @@ class FakeEngine:
                 self.abort(key)
         if command == "stats":
             return {**self._counts, "open": self.num_open, "running": self.num_open, "waiting": 0}
-        return {}
+        if isinstance(command, str):
+            return {}
+        return msgspec.to_builtins(self._answer(command), builtin_types=(bytes,))
+
+    def _answer(self, query: Query) -> CacheView | CacheMatch | Pinned | Unpinned:
+        """As if the last prompt alone were cached, and nothing could be pinned."""
+        match query:
+            case ShowCache():
+                return CacheView()
+            case MatchPrefix(tokens=tokens):
+                return CacheMatch(num_prompt=len(tokens) // 4, num_cached=self._common_with_last(tokens))
+            case PinPrefix():
+                return Pinned(refused="this engine keeps nothing")
+            case UnpinPrefix():
+                return Unpinned(0)
 
     async def close(self) -> None:
         """As `Engine.close`."""

@@ -19,13 +19,24 @@ from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.output import Completion, Delta, Output, Usage
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, check, check_batch, resolve, too_long
-from radixlm.errors import EngineDied, Error, InvalidRequest, NotReady, PromptTooLong, QueueFull, RequestTimeout
-from radixlm.messages import Outputs
+from radixlm.errors import (
+    EngineDied,
+    Error,
+    InvalidRequest,
+    NotReady,
+    PinRefused,
+    PromptTooLong,
+    QueueFull,
+    RequestTimeout,
+)
+from radixlm.messages import Outputs, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
 from radixlm.metrics import Metrics
 from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes, to_bytes
 
+DEFAULT_TTL_S = 3600.0  # of a pin
+MOST_TTL_S = 7 * 86400.0
 _INLINE_CHARS = 4096  # longer texts are tokenised in a thread: this many take about a millisecond
 _SEED_MASK = 2**63 - 1
 _BY_CODE: dict[str, type[Error]] = {
@@ -128,6 +139,26 @@ class Frontend:
         for key in keys:
             self.engine.abort(key)
         return len(keys)
+
+    async def pin(self, request: GenerateRequest, ttl_s: float = DEFAULT_TTL_S) -> Pin:
+        """Keeps a request's prompt in the cache for `ttl_s` seconds, computing first what is missing; whole pages only.
+
+        Pinning it again extends it. Raises as `prepare` and `complete`, and PinRefused where the quota is spent.
+        """
+        if not 0 < ttl_s <= MOST_TTL_S:
+            raise InvalidRequest(f"ttl_s is {ttl_s:g}; it must be above 0 and at most {MOST_TTL_S:g}", param="ttl_s")
+        unsampled = msgspec.structs.replace(request, sampling=SamplingParams(max_tokens=0), max_tokens_is_default=False)
+        prepared = await self.prepare([unsampled])
+        await self.complete(prepared)
+        query = PinPrefix(request.namespace, prepared[0].prompt, ttl_s)
+        pinned = msgspec.convert(await self.engine.control(query), Pinned)
+        if pinned.pin is None:
+            raise PinRefused(pinned.refused)
+        return pinned.pin
+
+    async def unpin(self, pin: str | None, namespace: str | None = None) -> int:
+        """Lets the pin with this id go, or (None) all, of one namespace or of all; returns how many there were."""
+        return msgspec.convert(await self.engine.control(UnpinPrefix(pin, namespace)), Unpinned).unpinned
 
     async def close(self) -> None:
         """Closes the engine, which ends what is open."""

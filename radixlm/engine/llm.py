@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from radixlm.config import Config
-from radixlm.engine.asking import Message, Options, Params, Prompt, as_batch, as_requests
+from radixlm.engine.asking import Message, Options, Params, Prompt, as_batch, as_prefix, as_requests
 from radixlm.engine.create import create_core
-from radixlm.engine.frontend import Frontend, Prepared
+from radixlm.engine.frontend import DEFAULT_TTL_S, Frontend, Prepared
 from radixlm.engine.local import LocalEngine
 from radixlm.engine.output import Delta
+from radixlm.engine.prefixes import Report, report
 from radixlm.engine.reading import Reading, load_reading
 from radixlm.engine.results import RequestOutput, output_of
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest, NotReady
-from radixlm.messages import EngineInfo
+from radixlm.messages import EngineInfo, Pin
 from radixlm.options import from_mapping
 from radixlm.text.tokenizer import Tokenizer
 
@@ -158,6 +159,21 @@ class LLM:
     def flush_cache(self) -> dict[str, Any]:
         """Forgets every cached prefix that no running request uses."""
         return self._wait(self._frontend.engine.control("flush_cache"))
+
+    def pin(self, prompt: Prompt, ttl_s: float = DEFAULT_TTL_S, *, namespace: str = "") -> Pin:
+        """Keeps a prompt in the cache for `ttl_s` seconds, computing first what is missing. Pinning it again extends it.
+
+        Messages are pinned as the beginning of a conversation. Raises PinRefused where the quota (`pin_share`) is spent.
+        """
+        return self._wait(self._frontend.pin(as_prefix(prompt, namespace), ttl_s))
+
+    def unpin(self, pin: Pin | None = None) -> int:
+        """Lets a pin go, or all; returns how many there were."""
+        return self._wait(self._frontend.unpin(pin.id if pin is not None else None))
+
+    def cache(self, most: int = 32) -> Report:
+        """What the prefix cache holds: totals, hit rates over windows, and the prefixes that saved most tokens."""
+        return self._wait(report(self._frontend, most))
 
     def close(self) -> None:
         """Ends open requests, the engine and its threads. Later calls raise NotReady."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from radixlm.messages import Ended, Logprobs, Outputs, TokenLogprobs
+from radixlm.messages import Ended, Logprobs, Missed, Outputs, TokenLogprobs
 from radixlm.text.detokenizer import make_detokenizer
 from radixlm.text.stops import StopText
 from radixlm.text.tokenizer import Tokenizer
@@ -16,15 +16,24 @@ from radixlm.types import Finish, SamplingParams, from_bytes
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree; times in seconds."""
+    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more.
+
+    Times in seconds.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    missed: Missed = ""
     num_preempted: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     total_s: float = 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """From the first token to the end."""
+        return max(0.0, self.total_s - self.queue_s - self.prefill_s)
 
 
 class Delta(msgspec.Struct, kw_only=True):
@@ -144,6 +153,7 @@ class Output:
             prompt_tokens=self._num_prompt,
             completion_tokens=self._num_tokens,
             cached_tokens=ended.num_cached,
+            missed=ended.missed,
             num_preempted=ended.num_preempted,
             queue_s=ended.queue_s,
             prefill_s=ended.prefill_s,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from radixlm.cache.radix import Node
+from radixlm.cache.radix import Node, origin
 from radixlm.sched.scheduler import Scheduler
 
 
@@ -19,6 +19,7 @@ def audit(scheduler: Scheduler) -> list[str]:
 def repair(scheduler: Scheduler) -> None:
     """Starts over with empty books. Only while no request is open: what is cached is lost, nothing else."""
     assert not scheduler.num_open, "repaired while requests are open"
+    scheduler.pins.forget()
     scheduler.running.tree.reset()
     scheduler.running.pool.reset()
     scheduler.counts.repaired += 1
@@ -38,8 +39,16 @@ def _pages(scheduler: Scheduler) -> list[str]:
 
 
 def _pins(scheduler: Scheduler) -> list[str]:
-    crossing: Counter[Node] = Counter()
+    pins = scheduler.pins
+    crossing = pins.crossing()
     found: list[str] = []
+    held = sum(len(node.pages) for node in crossing)
+    if held > pins.quota:
+        found.append(f"{held} pages are kept, the quota is {pins.quota}")
+    for kept in pins.by_id.values():
+        namespace, start = origin(kept.node)
+        if (namespace, start + len(kept.node.pages)) != (kept.namespace, kept.num_pages):
+            found.append(f"a kept prefix of {kept.num_pages} pages ends after {start + len(kept.node.pages)}")
     for lease in scheduler.running.by_slot.values():
         node: Node | None = lease.node
         path_pages = 0
@@ -51,7 +60,7 @@ def _pins(scheduler: Scheduler) -> list[str]:
             found.append(f"a lease shares {lease.shared} pages, its path holds {path_pages}")
     for _, node in scheduler.running.tree.nodes():
         if node.pins != crossing[node]:
-            found.append(f"a node has {node.pins} pins, {crossing[node]} leases cross it")
+            found.append(f"a node has {node.pins} pins, {crossing[node]} leases and kept prefixes cross it")
     return found
 
 

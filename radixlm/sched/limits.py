@@ -21,6 +21,7 @@ class Limits:
     policy: str = "lpm"
     static_batching: bool = False
     prefix_cache: bool = True
+    pin_share: float = 0.25
 
 
 @dataclass

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from radixlm.messages import Missed
 from radixlm.sched import admission
 from radixlm.sched.budget import PATIENCE_S, newcomers_budget, prompt_budget, riding_budget, shares
 from radixlm.sched.draft import Draft
+from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
+from radixlm.sched.missed import why_missed
 from radixlm.sched.plan import ON_DEVICE, Logits, Plan
 from radixlm.sched.policy import POLICIES
 from radixlm.sched.request import Lease, OpenRequest
@@ -49,6 +52,7 @@ class Planner:
         self._limits = limits
         self._counts = counts
         self._clock = clock
+        self.history = History()
         self._reap = reap
         self._ratio = admission.Ratio()
         self._order = POLICIES[limits.policy]
@@ -176,15 +180,26 @@ class Planner:
                 break
             other.passed_over += 1
         del self.waiting[entry.sink, entry.request.key]
-        tokens = entry.tokens
+        tokens, now = entry.tokens, self._clock()
+        self.history.note(now, self._counts, self.running.tree.tick)
         lease = self.running.open(entry)
         if not entry.admitted:
-            entry.admitted = self._clock()
+            entry.admitted = now
+            entry.missed = self._missed(lease, tokens)
             entry.num_cached = lease.shared * self._limits.page_size
             self._counts.prompt_tokens += len(tokens)
             self._counts.cached_tokens += entry.num_cached
         self.running.open_part(lease, tokens, self._limits.eos_token_ids)
         return lease
+
+    def _missed(self, lease: Lease, tokens: IntArray) -> Missed:
+        """Why no more of the prompt came from the cache."""
+        size, entry = self._limits.page_size, lease.request
+        if not self.running.prefix_cache:
+            return "disabled"
+        if lease.shared == admission.usable(entry, len(tokens), size) and entry.scored_from is not None:
+            return "scored"
+        return why_missed(self.running.tree, entry.request.namespace, tokens, size, lease.shared * size)
 
     def _launch(self, draft: Draft) -> Plan:  # hot
         rows = self.running.rows

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from radixlm.cache.radix import Node
+from radixlm.messages import Missed
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes
 
 EMPTY: IntArray = np.empty(0, dtype=np.int32)
@@ -41,6 +42,7 @@ class OpenRequest:
         self.part_start = len(self.tokens)  # generated tokens of the current part begin here
         self.num_prompt = len(self.tokens)
         self.num_cached = 0
+        self.missed: Missed = ""
         self.scored_to = 0  # prompt positions before it had their log probabilities sent
         self.num_output = 0  # of parts that ended
         self.num_forced = 0

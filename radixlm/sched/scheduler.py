@@ -18,10 +18,12 @@ import numpy as np
 
 from radixlm.messages import Ended, Logprobs
 from radixlm.sched import admission
+from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
 from radixlm.sched.outbox import Outbox
 from radixlm.sched.parts import finish_of, next_part
+from radixlm.sched.pins import Pins
 from radixlm.sched.plan import Plan
 from radixlm.sched.planner import Planner
 from radixlm.sched.request import Lease, OpenRequest, StopCheck
@@ -47,6 +49,7 @@ class Scheduler:
         self.outbox = Outbox()
         self.counts = Counts()
         self._planner = Planner(limits, self.running, self.counts, clock, self._reap)
+        self.pins = Pins(self.running.tree, limits)
         self._open: dict[tuple[int, int], OpenRequest] = {}  # by (sink, key): accepted and not ended
         self._next_deadline = float("inf")
         self._make_stop = make_stop
@@ -59,6 +62,15 @@ class Scheduler:
     def num_open(self) -> int:
         """Requests accepted and not ended."""
         return len(self._open)
+
+    @property
+    def history(self) -> History:
+        """Hits and uses over time."""
+        return self._planner.history
+
+    def now(self) -> float:
+        """Seconds of the clock handed in."""
+        return self._clock()
 
     @property
     def waiting(self) -> OrderedDict[tuple[int, int], OpenRequest]:
@@ -114,6 +126,8 @@ class Scheduler:
         """The next step, or None if nothing can be computed now. It counts as launched."""
         if self._next_deadline < float("inf"):
             self._expire()
+        if self.pins.soonest < float("inf"):
+            self.pins.expire(self._clock())
         return self._planner.plan()
 
     def commit(self, plan: Plan, sampled: Sampled) -> None:  # hot
@@ -204,6 +218,7 @@ class Scheduler:
         """Ends the requests whose leases could be given back, or queues them again; True if there was one."""
         if not self.running.ending:
             return False
+        self.history.note(self._clock(), self.counts, self.running.tree.tick)
         done = self.running.reap()
         for lease in done:
             entry = lease.request
@@ -235,6 +250,7 @@ class Scheduler:
             queue_s=admitted - entry.arrived,
             prefill_s=(entry.first_token or now) - admitted,
             total_s=now - entry.arrived,
+            missed=entry.missed,
             code=entry.error_code,
         )
         self.outbox.ended(entry.sink, event)

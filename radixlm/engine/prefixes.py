@@ -1,0 +1,116 @@
+"""The prefix cache as its users see it: what is in it, and how much of a prompt it holds. `Frontend.pin` keeps prefixes.
+
+Texts here are shortened decodings of the tokens on an edge of the tree.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.validate import GenerateRequest
+from radixlm.errors import InvalidRequest
+from radixlm.messages import CacheMatch, CacheNode, CacheView, HitWindow, MatchPrefix, Pin, ShowCache
+from radixlm.text.tokenizer import Tokenizer
+from radixlm.types import from_bytes
+
+MOST_NODES = 256
+_TEXT_CHARS = 80
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """A node of the radix tree: `num_tokens` tokens that follow `start` others, and what they saved."""
+
+    number: int
+    parent: int
+    namespace: str
+    text: str
+    start: int
+    num_tokens: int
+    hits: int
+    tokens_saved: int
+    idle_s: float
+    num_leases: int
+    kept: bool
+
+
+class HitRate(msgspec.Struct, frozen=True):
+    """Prompt tokens admitted in a window (null: since start) and the share that was cached, null if there were none."""
+
+    window_s: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    rate: float | None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the cache. Unless `complete`, it was too large to look at all of it: the most used parts were."""
+
+    total_tokens: int
+    free_tokens: int
+    idle_tokens: int
+    running_tokens: int
+    kept_tokens: int
+    kept_limit_tokens: int
+    evicted_tokens: int
+    num_nodes: int
+    complete: bool
+    hit_rates: tuple[HitRate, ...]
+    namespaces: dict[str, int]
+    prefixes: tuple[Prefix, ...]
+    pins: tuple[Pin, ...]
+
+
+async def report(frontend: Frontend, most: int = 32, namespace: str | None = None) -> Report:
+    """Totals, hit rates and the prefixes that saved most tokens, of one namespace or of all."""
+    if not 0 <= most <= MOST_NODES:
+        raise InvalidRequest(f"top is {most}; it must be at least 0 and at most {MOST_NODES}", param="top")
+    engine = frontend.engine
+    view = msgspec.convert(await engine.control(ShowCache(most, namespace)), CacheView)
+    stats, size = await engine.control("stats"), engine.info.page_size
+    names = ("total_pages", "free_pages", "idle_pages", "used_pages", "evicted_pages")
+    total, free, idle, used, evicted = (int(stats.get(name, 0)) * size for name in names)
+    return Report(
+        total_tokens=total,
+        free_tokens=free,
+        idle_tokens=idle,
+        running_tokens=max(0, used - view.kept_tokens),
+        kept_tokens=view.kept_tokens,
+        kept_limit_tokens=view.kept_limit,
+        evicted_tokens=evicted,
+        num_nodes=int(stats.get("tree_nodes", 0)),
+        complete=view.complete,
+        hit_rates=tuple(map(_rate, view.windows)),
+        namespaces=view.namespaces,
+        prefixes=tuple(_prefix(node, frontend.tokenizer) for node in view.nodes),
+        pins=view.pins,
+    )
+
+
+async def match(frontend: Frontend, request: GenerateRequest) -> CacheMatch:
+    """How much of a prompt is cached, without running it. Raises as `Frontend.prepare`."""
+    (prepared,) = await frontend.prepare([request])
+    return msgspec.convert(await frontend.engine.control(MatchPrefix(request.namespace, prepared.prompt)), CacheMatch)
+
+
+def _prefix(node: CacheNode, tokenizer: Tokenizer) -> Prefix:
+    text = tokenizer.decode(from_bytes(node.head).tolist(), skip_special=False)
+    whole = node.num_tokens * 4 <= len(node.head) and len(text) <= _TEXT_CHARS
+    return Prefix(
+        number=node.number,
+        parent=node.parent,
+        namespace=node.namespace,
+        text=text if whole else text[:_TEXT_CHARS] + "…",
+        start=node.start,
+        num_tokens=node.num_tokens,
+        hits=node.hits,
+        tokens_saved=node.hits * node.num_tokens,
+        idle_s=node.idle_s,
+        num_leases=node.num_leases,
+        kept=node.kept,
+    )
+
+
+def _rate(window: HitWindow) -> HitRate:
+    asked, cached = window.prompt_tokens, window.cached_tokens
+    return HitRate(window.window_s, asked, cached, cached / asked if asked else None)

@@ -1,0 +1,121 @@
+"""Prefixes kept on purpose. Each holds a pin of the tree until it expires or is let go.
+
+Kept pages stay within a quota that leaves room for one request as long as the context, so no pin keeps a request from running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+from radixlm.cache.radix import Node, RadixTree
+from radixlm.messages import Pin, Pinned
+from radixlm.sched.limits import Limits
+from radixlm.types import TOKEN_BYTES
+
+MOST_PINS = 64
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """A pin of `node` and all above it."""
+
+    id: str
+    namespace: str
+    node: Node
+    num_pages: int
+    expires: float
+
+
+class Pins:
+    """The kept prefixes by id, oldest first. `soonest` is when the next one expires."""
+
+    def __init__(self, tree: RadixTree, limits: Limits) -> None:
+        self.by_id: dict[str, Kept] = {}
+        self.soonest = float("inf")
+        self._tree = tree
+        self._page_size = limits.page_size
+        room = limits.num_pages - -(-limits.context // limits.page_size)
+        self.quota = max(0, min(int(limits.pin_share * limits.num_pages), room))  # pages
+
+    def keep(self, namespace: str, tokens: bytes, expires: float, now: float) -> Pinned:
+        """Keeps the cached part of a prefix, or says why not."""
+        node, num_pages = self._tree.keep(namespace, tokens)
+        held = tokens[: num_pages * self._page_size * TOKEN_BYTES]
+        name = hashlib.blake2b(namespace.encode() + b"\0" + held, digest_size=8).hexdigest()
+        before = self.by_id.get(name)
+        refused = "" if before is not None else self._refusal(node, num_pages)
+        if refused or before is not None:
+            self._tree.release(node)
+        if refused:
+            return Pinned(refused=refused)
+        kept = before or Kept(name, namespace, node, num_pages, expires)
+        kept.expires = max(kept.expires, expires)
+        self.by_id[name] = kept
+        self._find_soonest()
+        return Pinned(pin=self._show(kept, now))
+
+    def drop(self, pin: str | None, namespace: str | None) -> int:
+        """Lets one or all go, of one namespace or of all; returns how many."""
+        found = [
+            kept
+            for kept in self.by_id.values()
+            if (pin is None or kept.id == pin) and (namespace is None or kept.namespace == namespace)
+        ]
+        for kept in found:
+            self._release(kept)
+        self._find_soonest()
+        return len(found)
+
+    def expire(self, now: float) -> None:
+        """Lets go what is past its time."""
+        for kept in list(self.by_id.values()):
+            if kept.expires <= now:
+                self._release(kept)
+        self._find_soonest()
+
+    def forget(self) -> None:
+        """After the tree was reset: there is nothing left to release."""
+        self.by_id.clear()
+        self.soonest = float("inf")
+
+    def crossing(self) -> Counter[Node]:
+        """How many kept paths cross each node, roots included (they have no pages)."""
+        found: Counter[Node] = Counter()
+        for kept in self.by_id.values():
+            node: Node | None = kept.node
+            while node is not None:
+                found[node] += 1
+                node = node.parent
+        return found
+
+    def show(self, namespace: str | None, now: float) -> tuple[Pin, ...]:
+        """The pins of one namespace or of all."""
+        return tuple(self._show(kept, now) for kept in self.by_id.values() if namespace in (None, kept.namespace))
+
+    def _refusal(self, node: Node, num_pages: int) -> str:
+        size = self._page_size
+        if not num_pages:
+            return "nothing of this prefix is in the cache; generate from it first"
+        if len(self.by_id) >= MOST_PINS:
+            return f"{len(self.by_id)} prefixes are kept, the limit is {MOST_PINS}; let one go"
+        known, new = self.crossing(), 0
+        while node.parent is not None and node not in known:
+            new += len(node.pages)
+            node = node.parent
+        held = sum(len(other.pages) for other in known)
+        if held + new > self.quota:
+            wanted, limit = (held + new) * size, self.quota * size
+            return f"{wanted} tokens would be kept, the limit is {limit}; let a pin go, or raise --pin-share or --kv-tokens"
+        return ""
+
+    def _release(self, kept: Kept) -> None:
+        del self.by_id[kept.id]
+        self._tree.release(kept.node)
+
+    def _find_soonest(self) -> None:
+        self.soonest = min((kept.expires for kept in self.by_id.values()), default=float("inf"))
+
+    def _show(self, kept: Kept, now: float) -> Pin:
+        return Pin(kept.id, kept.namespace, kept.num_pages * self._page_size, max(0.0, kept.expires - now))
