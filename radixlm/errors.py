@@ -87,12 +87,10 @@ class PayloadTooLarge(Error):
     type = "invalid_request_error"
 
 
-class PinRefused(Error):
+class PinRefused(InvalidRequest):
     """A prefix cannot be kept: the quota is spent, or nothing of it is cached."""
 
     code = "pin_refused"
-    status = 409
-    type = "invalid_request_error"
 
 
 class QueueFull(Error):

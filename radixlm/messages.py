@@ -19,10 +19,10 @@ of the same tenant, computed for its log probabilities, or there is no prefix ca
 
 
 class ShowCache(msgspec.Struct, frozen=True, tag=True):
-    """What is in the prefix tree: the `most` nodes that saved most tokens, of one namespace or (None) of all."""
+    """What is in the prefix tree: the `most` nodes that saved most tokens, of namespaces that begin with `among`."""
 
     most: int
-    namespace: str | None = None
+    among: str = ""
 
 
 class MatchPrefix(msgspec.Struct, frozen=True, tag=True):
@@ -41,10 +41,10 @@ class PinPrefix(msgspec.Struct, frozen=True, tag=True):
 
 
 class UnpinPrefix(msgspec.Struct, frozen=True, tag=True):
-    """Let one kept prefix go, or (None) all, of one namespace or (None) of all."""
+    """Let one kept prefix go, or (None) all, of namespaces that begin with `among`."""
 
     pin: str | None = None
-    namespace: str | None = None
+    among: str = ""
 
 
 Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix
@@ -71,7 +71,10 @@ class Control(msgspec.Struct, frozen=True, tag=True):
 
 
 class CacheNode(msgspec.Struct, frozen=True):
-    """An edge of the prefix tree. `parent` is 0 below a root; `head` are its first tokens (int32 bytes)."""
+    """An edge of the prefix tree, from one branch to the next. `parent` is 0 below a root; `head` are its first tokens.
+
+    `number` names the first node of a chain of nodes that are used equally and shown as one.
+    """
 
     number: int
     parent: int

@@ -58,6 +58,11 @@ class Prepared(msgspec.Struct, frozen=True):
         return len(self.prompt) // 4
 
     @property
+    def namespace(self) -> str:
+        """Where the engine caches it."""
+        return self.caller.namespace(self.request.namespace)
+
+    @property
     def tokens(self) -> IntArray:
         """The prompt, int32 [num_prompt]."""
         return from_bytes(self.prompt)
@@ -150,15 +155,16 @@ class Frontend:
         unsampled = msgspec.structs.replace(request, sampling=SamplingParams(max_tokens=0), max_tokens_is_default=False)
         prepared = await self.prepare([unsampled])
         await self.complete(prepared)
-        query = PinPrefix(request.namespace, prepared[0].prompt, ttl_s)
+        query = PinPrefix(prepared[0].namespace, prepared[0].prompt, ttl_s)
         pinned = msgspec.convert(await self.engine.control(query), Pinned)
         if pinned.pin is None:
             raise PinRefused(pinned.refused)
         return pinned.pin
 
-    async def unpin(self, pin: str | None, namespace: str | None = None) -> int:
-        """Lets the pin with this id go, or (None) all, of one namespace or of all; returns how many there were."""
-        return msgspec.convert(await self.engine.control(UnpinPrefix(pin, namespace)), Unpinned).unpinned
+    async def unpin(self, pin: str | None) -> int:
+        """Lets the pin with this id go, or (None) all; only the caller's own. Returns how many there were."""
+        query = UnpinPrefix(pin, among=current_caller().namespace(""))
+        return msgspec.convert(await self.engine.control(query), Unpinned).unpinned
 
     async def close(self) -> None:
         """Closes the engine, which ends what is open."""
@@ -221,8 +227,7 @@ class Frontend:
         scored = sampling.max_tokens or sampling.prompt_logprobs is not None
         part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
-        namespace = item.caller.namespace(asked.namespace)
-        return Request(key=key, script=(part,), namespace=namespace, priority=asked.priority, timeout_s=timeout_s)
+        return Request(key=key, script=(part,), namespace=item.namespace, priority=asked.priority, timeout_s=timeout_s)
 
     def _forget(self, label: tuple[str, str], key: int) -> None:
         keys = self._labels.get(label)

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import msgspec
 
+from radixlm.engine.caller import current_caller
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.messages import CacheMatch, CacheNode, CacheView, HitWindow, MatchPrefix, Pin, ShowCache
 from radixlm.text.tokenizer import Tokenizer
-from radixlm.types import from_bytes
+from radixlm.types import TOKEN_BYTES, from_bytes
 
 MOST_NODES = 256
 _TEXT_CHARS = 80
 
 
 class Prefix(msgspec.Struct, frozen=True):
-    """A node of the radix tree: `num_tokens` tokens that follow `start` others, and what they saved."""
+    """A node of the radix tree: `num_tokens` tokens that follow `start` others, and what they saved.
+
+    `text` begins their decoding; null where the caller may not see it.
+    """
 
     number: int
     parent: int
     namespace: str
-    text: str
+    text: str | None
     start: int
     num_tokens: int
     hits: int
@@ -61,12 +65,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     pins: tuple[Pin, ...]
 
 
-async def report(frontend: Frontend, most: int = 32, namespace: str | None = None) -> Report:
-    """Totals, hit rates and the prefixes that saved most tokens, of one namespace or of all."""
+async def report(frontend: Frontend, most: int = 32) -> Report:
+    """Totals, hit rates and the prefixes that saved most tokens.
+
+    Callers with a cache of their own see what is theirs; texts are shown to them and to operators.
+    """
     if not 0 <= most <= MOST_NODES:
         raise InvalidRequest(f"top is {most}; it must be at least 0 and at most {MOST_NODES}", param="top")
-    engine = frontend.engine
-    view = msgspec.convert(await engine.control(ShowCache(most, namespace)), CacheView)
+    engine, caller = frontend.engine, current_caller()
+    view = msgspec.convert(await engine.control(ShowCache(most, caller.namespace(""))), CacheView)
+    shows_text = caller.isolated or "admin" in caller.scopes
     stats, size = await engine.control("stats"), engine.info.page_size
     names = ("total_pages", "free_pages", "idle_pages", "used_pages", "evicted_pages")
     total, free, idle, used, evicted = (int(stats.get(name, 0)) * size for name in names)
@@ -82,7 +90,7 @@ async def report(frontend: Frontend, most: int = 32, namespace: str | None = Non
         complete=view.complete,
         hit_rates=tuple(map(_rate, view.windows)),
         namespaces=view.namespaces,
-        prefixes=tuple(_prefix(node, frontend.tokenizer) for node in view.nodes),
+        prefixes=tuple(_prefix(node, _text(node, frontend.tokenizer) if shows_text else None) for node in view.nodes),
         pins=view.pins,
     )
 
@@ -90,17 +98,21 @@ async def report(frontend: Frontend, most: int = 32, namespace: str | None = Non
 async def match(frontend: Frontend, request: GenerateRequest) -> CacheMatch:
     """How much of a prompt is cached, without running it. Raises as `Frontend.prepare`."""
     (prepared,) = await frontend.prepare([request])
-    return msgspec.convert(await frontend.engine.control(MatchPrefix(request.namespace, prepared.prompt)), CacheMatch)
+    return msgspec.convert(await frontend.engine.control(MatchPrefix(prepared.namespace, prepared.prompt)), CacheMatch)
 
 
-def _prefix(node: CacheNode, tokenizer: Tokenizer) -> Prefix:
+def _text(node: CacheNode, tokenizer: Tokenizer) -> str:
     text = tokenizer.decode(from_bytes(node.head).tolist(), skip_special=False)
-    whole = node.num_tokens * 4 <= len(node.head) and len(text) <= _TEXT_CHARS
+    whole = node.num_tokens * TOKEN_BYTES <= len(node.head) and len(text) <= _TEXT_CHARS
+    return text if whole else text[:_TEXT_CHARS] + "…"
+
+
+def _prefix(node: CacheNode, text: str | None) -> Prefix:
     return Prefix(
         number=node.number,
         parent=node.parent,
         namespace=node.namespace,
-        text=text if whole else text[:_TEXT_CHARS] + "…",
+        text=text,
         start=node.start,
         num_tokens=node.num_tokens,
         hits=node.hits,

@@ -1,6 +1,7 @@
 """Prefixes kept on purpose. Each holds a pin of the tree until it expires or is let go.
 
-Kept pages stay within a quota that leaves room for one request as long as the context, so no pin keeps a request from running.
+Kept pages stay within a quota that leaves room for one request as long as the context, so no pin keeps a request from
+running. Pages of the same tokens in another namespace are other pages.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from radixlm.sched.limits import Limits
 from radixlm.types import TOKEN_BYTES
 
 MOST_PINS = 64
+TENANT_PART = 4  # a tenant with a cache of its own may keep a quarter of the quota
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +47,7 @@ class Pins:
         held = tokens[: num_pages * self._page_size * TOKEN_BYTES]
         name = hashlib.blake2b(namespace.encode() + b"\0" + held, digest_size=8).hexdigest()
         before = self.by_id.get(name)
-        refused = "" if before is not None else self._refusal(node, num_pages)
+        refused = "" if before is not None else self._refusal(namespace, node, num_pages)
         if refused or before is not None:
             self._tree.release(node)
         if refused:
@@ -56,13 +58,9 @@ class Pins:
         self._find_soonest()
         return Pinned(pin=self._show(kept, now))
 
-    def drop(self, pin: str | None, namespace: str | None) -> int:
-        """Lets one or all go, of one namespace or of all; returns how many."""
-        found = [
-            kept
-            for kept in self.by_id.values()
-            if (pin is None or kept.id == pin) and (namespace is None or kept.namespace == namespace)
-        ]
+    def drop(self, pin: str | None, among: str) -> int:
+        """Lets one or all go, of namespaces that begin with `among`; returns how many."""
+        found = [kept for kept in self._among(among) if pin in (None, kept.id)]
         for kept in found:
             self._release(kept)
         self._find_soonest()
@@ -80,35 +78,35 @@ class Pins:
         self.by_id.clear()
         self.soonest = float("inf")
 
-    def crossing(self) -> Counter[Node]:
+    def crossing(self, among: str = "") -> Counter[Node]:
         """How many kept paths cross each node, roots included (they have no pages)."""
         found: Counter[Node] = Counter()
-        for kept in self.by_id.values():
+        for kept in self._among(among):
             node: Node | None = kept.node
             while node is not None:
                 found[node] += 1
                 node = node.parent
         return found
 
-    def show(self, namespace: str | None, now: float) -> tuple[Pin, ...]:
-        """The pins of one namespace or of all."""
-        return tuple(self._show(kept, now) for kept in self.by_id.values() if namespace in (None, kept.namespace))
+    def show(self, among: str, now: float) -> tuple[Pin, ...]:
+        """The pins of namespaces that begin with `among`."""
+        return tuple(self._show(kept, now) for kept in self._among(among))
 
-    def _refusal(self, node: Node, num_pages: int) -> str:
-        size = self._page_size
+    def _refusal(self, namespace: str, node: Node, num_pages: int) -> str:
         if not num_pages:
             return "nothing of this prefix is in the cache; generate from it first"
         if len(self.by_id) >= MOST_PINS:
             return f"{len(self.by_id)} prefixes are kept, the limit is {MOST_PINS}; let one go"
-        known, new = self.crossing(), 0
-        while node.parent is not None and node not in known:
-            new += len(node.pages)
-            node = node.parent
-        held = sum(len(other.pages) for other in known)
-        if held + new > self.quota:
-            wanted, limit = (held + new) * size, self.quota * size
-            return f"{wanted} tokens would be kept, the limit is {limit}; let a pin go, or raise --pin-share or --kv-tokens"
+        tenant, slash, _ = namespace.partition("/")
+        for among, quota in (("", self.quota), (tenant + slash, self.quota // TENANT_PART))[: 2 if slash else 1]:
+            wanted = _pages(self.crossing(among), node) * self._page_size
+            if wanted > quota * self._page_size:
+                limit = quota * self._page_size
+                return f"{wanted} tokens would be kept, the limit is {limit}; unpin another, or raise --pin-share"
         return ""
+
+    def _among(self, among: str) -> list[Kept]:
+        return [kept for kept in self.by_id.values() if kept.namespace.startswith(among)]
 
     def _release(self, kept: Kept) -> None:
         del self.by_id[kept.id]
@@ -119,3 +117,12 @@ class Pins:
 
     def _show(self, kept: Kept, now: float) -> Pin:
         return Pin(kept.id, kept.namespace, kept.num_pages * self._page_size, max(0.0, kept.expires - now))
+
+
+def _pages(kept: Counter[Node], node: Node) -> int:
+    """Pages that would be kept with the path to `node`; a page on several paths counts once."""
+    count = sum(len(other.pages) for other in kept)
+    while node.parent is not None and node not in kept:
+        count += len(node.pages)
+        node = node.parent
+    return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 from radixlm.cache.radix import Node, RadixTree, origin
@@ -33,77 +34,100 @@ def answer(scheduler: Scheduler, query: Query) -> CacheView | CacheMatch | Pinne
     now, pins = scheduler.now(), scheduler.pins
     pins.expire(now)
     match query:
-        case ShowCache(most=most, namespace=namespace):
-            return _view(scheduler, most, namespace, now)
+        case ShowCache(most=most, among=among):
+            return _view(scheduler, most, among, now)
         case MatchPrefix(namespace=namespace, tokens=tokens):
             return _match(scheduler, namespace, tokens)
         case PinPrefix(namespace=namespace, tokens=tokens, ttl_s=ttl_s):
             if not scheduler.running.prefix_cache:
                 return Pinned(refused="the prefix cache is off; start the engine with it")
             return pins.keep(namespace, tokens, now + ttl_s, now)
-        case UnpinPrefix(pin=pin, namespace=namespace):
-            return Unpinned(pins.drop(pin, namespace))
+        case UnpinPrefix(pin=pin, among=among):
+            return Unpinned(pins.drop(pin, among))
 
 
-def _view(scheduler: Scheduler, most: int, namespace: str | None, now: float) -> CacheView:
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Nodes below each other without a branch, used equally: a prompt computed in chunks is one edge to look at."""
+
+    namespace: str
+    parent: int
+    start: int  # pages before it
+    nodes: list[Node]
+
+    @property
+    def num_pages(self) -> int:
+        return sum(len(node.pages) for node in self.nodes)
+
+
+def _view(scheduler: Scheduler, most: int, among: str, now: float) -> CacheView:
     size, pins = scheduler.limits.page_size, scheduler.pins
-    visited, complete = _walk(scheduler.running.tree, namespace)
+    runs, complete = _walk(scheduler.running.tree, among)
     tokens: Counter[str] = Counter()
-    for name, _, node in visited:
-        tokens[name] += len(node.pages) * size
-    best = heapq.nlargest(most, visited, key=lambda item: (item[2].hits + 1) * len(item[2].pages))
+    for run in runs:
+        tokens[run.namespace] += run.num_pages * size
+    best = heapq.nlargest(most, runs, key=lambda run: (run.nodes[0].hits + 1) * run.num_pages)
     kept = pins.crossing()
-    shown = tuple(_node(scheduler, *item, now, kept) for item in best)
     return CacheView(
-        nodes=shown,
+        nodes=tuple(_node(scheduler, run, now, kept) for run in best),
         namespaces=dict(tokens),
         complete=complete,
         windows=scheduler.history.windows(now, scheduler.counts),
-        pins=pins.show(namespace, now),
+        pins=pins.show(among, now),
         kept_tokens=sum(len(node.pages) for node in kept) * size,
         kept_limit=pins.quota * size,
     )
 
 
-def _walk(tree: RadixTree, namespace: str | None) -> tuple[list[tuple[str, int, Node]], bool]:
-    """(namespace, pages before it, node) of the nodes with most hits, at most MOST_VISITED; whether that is all.
+def _walk(tree: RadixTree, among: str) -> tuple[list[_Run], bool]:
+    """The runs with most hits, of at most MOST_VISITED nodes; and whether that is all.
 
     A node has at least as many hits as any below it, so going to the best first finds the best.
     """
-    found: list[tuple[str, int, Node]] = []
-    heap: list[tuple[int, int, str, int, Node]] = []
+    found: list[_Run] = []
+    heap: list[tuple[int, int, _Run]] = []
     left = MOST_VISITED
 
-    def push(name: str, start: int, children: Iterable[Node]) -> None:
+    def push(namespace: str, parent: int, start: int, children: Iterable[Node]) -> None:
         nonlocal left
         for child in islice(children, left):
-            heapq.heappush(heap, (-child.hits, child.number, name, start, child))
+            heapq.heappush(heap, (-child.hits, child.number, _Run(namespace, parent, start, [child])))
             left -= 1
 
     for name, root in islice(tree.roots.items(), MOST_VISITED):
-        if namespace in (None, name):
-            push(name, 0, root.children.values())
+        if name.startswith(among):
+            push(name, 0, 0, root.children.values())
     while heap:
-        _, _, name, start, node = heapq.heappop(heap)
-        found.append((name, start, node))
-        push(name, start + len(node.pages), node.children.values())
-    whole = tree.num_nodes if namespace is None else None
-    return found, left > 0 if whole is None else len(found) == whole
+        _, number, run = heapq.heappop(heap)
+        found.append(run)
+        while left and (below := _only_child(run.nodes[-1])) is not None:
+            run.nodes.append(below)
+            left -= 1
+        push(run.namespace, number, run.start + run.num_pages, run.nodes[-1].children.values())
+    return found, left > 0
 
 
-def _node(scheduler: Scheduler, name: str, start: int, node: Node, now: float, kept: Counter[Node]) -> CacheNode:
-    size, parent = scheduler.limits.page_size, node.parent
+def _only_child(node: Node) -> Node | None:
+    """The one child, if it is used as its parent is."""
+    if len(node.children) != 1:
+        return None
+    (child,) = node.children.values()
+    return child if (child.hits, child.pins) == (node.hits, node.pins) else None
+
+
+def _node(scheduler: Scheduler, run: _Run, now: float, kept: Counter[Node]) -> CacheNode:
+    size, first = scheduler.limits.page_size, run.nodes[0]
     return CacheNode(
-        number=node.number,
-        parent=parent.number if parent is not None else 0,
-        namespace=name,
-        start=start * size,
-        num_tokens=len(node.pages) * size,
-        hits=node.hits,
-        idle_s=scheduler.history.since(node.used, now),
-        num_leases=node.pins - kept[node],
-        kept=node in kept,
-        head=node.key[: HEAD_TOKENS * TOKEN_BYTES],
+        number=first.number,
+        parent=run.parent,
+        namespace=run.namespace,
+        start=run.start * size,
+        num_tokens=run.num_pages * size,
+        hits=first.hits,
+        idle_s=scheduler.history.since(first.used, now),
+        num_leases=first.pins - kept[first],
+        kept=first in kept,
+        head=b"".join(node.key for node in run.nodes[:HEAD_TOKENS])[: HEAD_TOKENS * TOKEN_BYTES],
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 import msgspec
 
 from radixlm.engine.frontend import Frontend, Prepared
-from radixlm.engine.output import Completion, Delta
+from radixlm.engine.output import Completion, Delta, Usage
 from radixlm.errors import Aborted, InvalidRequest
 from radixlm.serve import logprobs, schema
 from radixlm.serve.sse import DONE, event
@@ -112,6 +112,7 @@ class Answer:
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
             "completion_tokens_details": {"reasoning_tokens": 0},
+            "radixlm": run_details(completion.usage for completion in results),
         }
 
 
@@ -199,6 +200,17 @@ class TextShape:
         item = self._item(completion)
         prompt = item.request.prompt
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(item.tokens.tolist(), skip_special=False)
+
+
+def run_details(usages: Iterable[Usage]) -> Json:
+    """What OpenAI's usage has no place for: why no more was cached, and the longest time of any choice in each phase."""
+    found = list(usages)
+    return {
+        "missed": next((usage.missed for usage in found if usage.missed), ""),
+        "queue_s": max(usage.queue_s for usage in found),
+        "prefill_s": max(usage.prefill_s for usage in found),
+        "decode_s": max(usage.decode_s for usage in found),
+    }
 
 
 def finish_reason(finish: Finish | None) -> str | None:

@@ -16,6 +16,7 @@ from radixlm.errors import Error
 from radixlm.serve import replies, schema
 from radixlm.serve.auth import Guard
 from radixlm.serve.border import Border
+from radixlm.serve.cache import Cache
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.health import Health
 from radixlm.serve.native import Native
@@ -30,6 +31,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     """All routes over one frontend. `app.state` has the Health and the table of rows."""
     health = Health(frontend, config)
     rows = [*_native(Native(frontend, config)), *_openai(OpenAI(frontend, config)), *_health(health)]
+    rows += Cache(frontend, config).rows()
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     guard = Guard(config)

@@ -173,6 +173,8 @@ class _Answer:
             meta["e2e_latency"] = time.perf_counter() - self._start
             meta["queue_time"] = usage.queue_s
             meta["prefill_time"] = usage.prefill_s
+            meta["decode_time"] = usage.decode_s
+            meta["cache_missed"] = usage.missed
         return {**meta, **self._logprobs(item, completion)} if item.scored else meta
 
     def _logprobs(self, item: _Item, completion: Completion) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from radixlm.messages import Missed
+
 
 class Status(msgspec.Struct, kw_only=True):
     """Answer of the health routes."""
@@ -69,6 +71,15 @@ class OutputDetails(msgspec.Struct, kw_only=True):
     reasoning_tokens: int
 
 
+class RunDetails(msgspec.Struct, kw_only=True):
+    """Why no more of the prompt came from the cache ("" if nothing was missing), and seconds in each phase."""
+
+    missed: Missed
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 class TokenUsage(msgspec.Struct, kw_only=True):
     """`usage` of the OpenAI surface."""
 
@@ -77,6 +88,7 @@ class TokenUsage(msgspec.Struct, kw_only=True):
     total_tokens: int
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: OutputDetails | None = None
+    radixlm: RunDetails | None = None
 
 
 class ChatAnswer(msgspec.Struct, kw_only=True):
@@ -191,6 +203,8 @@ class MetaInfo(msgspec.Struct, kw_only=True):
     e2e_latency: float | None = None
     queue_time: float | None = None
     prefill_time: float | None = None
+    decode_time: float | None = None
+    cache_missed: Missed | None = None
 
 
 class Generated(msgspec.Struct, kw_only=True):

@@ -68,6 +68,7 @@ class Drive:
         self.flying: deque = deque()
         self.records: dict[int, Record] = {}
         self.plans: list = []
+        self.num_kept = 0  # prefixes still pinned when all was done
 
     def submit(self, *parts: tuple[list[int], SamplingParams | None], **fields) -> int:
         key = len(self.records)

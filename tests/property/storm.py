@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+from radixlm.cache.radix import origin
+from radixlm.messages import PinPrefix, UnpinPrefix
+from radixlm.sched.steering import answer
 from radixlm.types import SamplingParams
 from tests.property.harness import Drive, expected
 
@@ -23,11 +26,14 @@ def storm(seed: int) -> Drive:
         for _ in range(rng.randrange(8)):
             drive.now += rng.choice([0.0, 0.02])
             drive.step()
+        if drive.records and rng.random() < 0.4:
+            _steer(drive, rng)
         if rng.random() < 0.2 and drive.records:
             drive.scheduler.abort(rng.randrange(len(drive.records)))
             drive.collect()
     drive.drain(3000)
     check(drive)
+    check_pins(drive)
     return drive
 
 
@@ -44,6 +50,29 @@ def check(drive: Drive) -> None:
     for plan in drive.plans:
         assert (plan.lengths > 0).all()
         assert plan.num_tokens == plan.lengths.sum()
+
+
+def _steer(drive: Drive, rng: random.Random) -> None:
+    """Pins what a request asked, lets pins go, or lets time pass."""
+    asked = drive.records[rng.randrange(len(drive.records))].request
+    query = PinPrefix(asked.namespace, asked.script[0].literal, rng.choice([1.0, 9.0]))
+    drive.now += rng.choice([0.0, 0.0, 0.5])
+    answer(drive.scheduler, UnpinPrefix() if rng.random() < 0.1 else query)
+
+
+def check_pins(drive: Drive) -> None:
+    """What is kept outlives any eviction until its time has come; then everything can be free."""
+    running, pins = drive.scheduler.running, drive.scheduler.pins
+    running.tree.evict(drive.limits.num_pages)
+    pins.expire(drive.now)
+    for kept in pins.by_id.values():
+        assert origin(kept.node) == (kept.namespace, kept.num_pages - len(kept.node.pages))
+    assert sum(len(node.pages) for node in pins.crossing()) <= pins.quota
+    drive.num_kept = len(pins.by_id)
+    drive.now += 10.0
+    pins.expire(drive.now)
+    running.tree.evict(drive.limits.num_pages)
+    assert running.pool.num_free == drive.limits.num_pages, "everything was let go, yet pages are missing"
 
 
 def _script(rng: random.Random):

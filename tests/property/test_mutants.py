@@ -10,6 +10,7 @@ from radixlm.cache.radix import RadixTree
 from radixlm.sched import admission
 from radixlm.sched.leases import Leases
 from radixlm.sched.outbox import Outbox
+from radixlm.sched.pins import Pins
 from radixlm.sched.request import OpenRequest
 from radixlm.sched.rows import Rows
 from radixlm.sched.scheduler import Scheduler
@@ -29,6 +30,7 @@ def test_storms_reach_what_they_are_for():
     for name in ("preempted", "cached_tokens", "aborted", "forced_tokens", "finished"):
         assert sum(getattr(c, name) for c in counts) > 10, name
     assert sum(drive.scheduler.running.tree.num_evicted for drive in drives) > 20
+    assert sum(drive.num_kept for drive in drives) > 20
 
 
 def _pages_are_lost(monkeypatch):
@@ -167,6 +169,28 @@ def _books_forget_a_request(monkeypatch):
 
 def _shared_pages_are_inserted_twice(monkeypatch):
     monkeypatch.setattr(RadixTree, "continues", lambda self, node, tokens: False)
+
+
+def _an_expired_pin_stays_in_the_tree(monkeypatch):
+    def forget(self, kept):
+        del self.by_id[kept.id]
+
+    monkeypatch.setattr(Pins, "_release", forget)
+
+
+def _kept_pages_are_not_pinned(monkeypatch):
+    keep = RadixTree.keep
+
+    def wrong(self, namespace, tokens):
+        node, num_pages = keep(self, namespace, tokens)
+        self.release(node)
+        return node, num_pages
+
+    monkeypatch.setattr(RadixTree, "keep", wrong)
+
+
+def _pins_outgrow_their_quota(monkeypatch):
+    monkeypatch.setattr(Pins, "_refusal", lambda self, namespace, node, num_pages: "" if num_pages else "none")
 
 
 MUTANTS = [
