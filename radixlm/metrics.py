@@ -92,5 +92,14 @@ class Metrics:
         self._engine.values = engine_stats
         return generate_latest(self.registry)
 
+    def first_token_counts(self) -> tuple[list[float], list[int]]:
+        """Upper bounds in seconds, and how many first tokens came within each and not the one before; the last is the rest."""
+        samples = [
+            one for one in next(iter(self.first_token_seconds.collect())).samples if one.name.endswith("_bucket")
+        ]
+        totals = [int(one.value) for one in samples]
+        counts = [total - before for before, total in zip([0, *totals], totals)]
+        return [float(one.labels["le"]) for one in samples[:-1]], counts
+
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(f"radixlm_{name}", text, buckets=_SECONDS, registry=self.registry)

@@ -23,6 +23,7 @@ from radixlm.serve.native import Native
 from radixlm.serve.openai import OpenAI
 from radixlm.serve.openapi import OpenApi
 from radixlm.serve.routes import Row
+from radixlm.serve.site import Site
 
 EVENTS = "text/event-stream"
 
@@ -31,7 +32,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     """All routes over one frontend. `app.state` has the Health and the table of rows."""
     health = Health(frontend, config)
     rows = [*_native(Native(frontend, config)), *_openai(OpenAI(frontend, config)), *_health(health)]
-    rows += Cache(frontend, config).rows()
+    rows += [*Cache(frontend, config).rows(), *Site(frontend).rows()]
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     guard = Guard(config)
