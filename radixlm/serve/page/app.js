@@ -214,24 +214,20 @@ function poll() {
 
 async function refreshLive() {
   const now = await live.refresh();
+  if (!chat.model) await learnModel().catch(() => {});
   const busy = now && (now.running || now.waiting);
-  $("status").textContent = now ? (busy ? `${now.running} running${now.waiting ? `, ${now.waiting} waiting` : ""}` : "idle") : "no answer";
+  $("status").textContent = now ? (busy ? `${now.running} running${now.waiting ? `, ${now.waiting} waiting` : ""}` : "idle") : live.error.textContent;
   $("status").dataset.state = now ? (busy ? "busy" : "idle") : "lost";
 }
 
 document.addEventListener("visibilitychange", poll);
 
-async function start() {
-  open(conversations[0] ?? current);
-  try {
-    const model = (await ask("v1/models")).data[0];
-    chat.model = model.id;
-    $("model").textContent = model.id;
-    document.title = `${model.id} · RadixLM`;
-  } catch (error) {
-    $("model").textContent = "RadixLM";
-    $("messages").append(h("p", { class: "error", role: "alert", text: error.message }));
-  }
-  poll();
+async function learnModel() {
+  const model = (await ask("v1/models")).data[0];
+  chat.model = model.id;
+  $("model").textContent = model.id;
+  document.title = `${model.id} · RadixLM`;
 }
-start();
+
+open(conversations[0] ?? current);
+poll();

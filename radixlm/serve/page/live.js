@@ -42,7 +42,7 @@ export class LivePanel {
     const path = points.map((point) => point.map((value) => value.toFixed(1)).join(",")).join(" ");
     this.line.setAttribute("points", path);
     this.area.setAttribute("points", points.length ? `${points[0][0].toFixed(1)},${HEIGHT} ${path} ${WIDTH},${HEIGHT}` : "");
-    this.top.textContent = `peak ${Math.round(most)}`;
+    this.top.textContent = `peak ${Math.round(Math.max(...this.speeds))}`;
     const figures = [["running", count(live.running)], ["waiting", count(live.waiting)], ["finished", count(live.finished)], ["KV in use", percent(live.kv_usage)]];
     this.figures.replaceChildren(...figures.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
     this.histogram(live.first_token_seconds);

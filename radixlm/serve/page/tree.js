@@ -96,7 +96,7 @@ export class CachePanel {
     const last = node.idle_s < 1.5 ? "used now" : `used ${duration(node.idle_s)} ago`;
     const title = `${text}\n\n${count(node.num_tokens)} tokens after ${count(node.start)}, ${last}, ${count(node.hits)} hits saved ${count(node.tokens_saved)} tokens${node.kept ? ", kept" : ""}`;
     const hit = Math.max(0, Math.min(node.num_tokens, this.cached - node.start)) / node.num_tokens;
-    return h("div", { class: "node", title, style: { "--saved": node.tokens_saved / most, "--part": this.path.has(node.number) ? hit : 0 } }, h("span", { class: node.text === null ? "text dim" : "text", text: oneLine(text) }), node.num_leases ? h("span", { class: "busy", title: "in use by a running request" }) : null, node.kept ? icon("pin") : null, h("span", { class: "number", text: count(node.num_tokens) }), h("span", { class: "number hits", text: node.hits ? `×${count(node.hits)}` : "" }));
+    return h("div", { class: "node", title, style: { "--saved": node.tokens_saved / most, "--part": this.path.has(node.number) ? hit : 0 } }, h("span", { class: node.text === null ? "text dim" : "text" }, pieces(text)), node.num_leases ? h("span", { class: "busy", title: "in use by a running request" }) : null, node.kept ? icon("pin") : null, h("span", { class: "number", text: count(node.num_tokens) }), h("span", { class: "number hits", text: node.hits ? `×${count(node.hits)}` : "" }));
   }
 
   toggle(row, number) {
@@ -146,7 +146,11 @@ export class CachePanel {
   }
 }
 
-const oneLine = (text) => text.replace(/\n/g, "↵").replace(/\s+/g, " ");
+/** A text on one line; special tokens like <|im_end|> stand back. */
+function pieces(text) {
+  const parts = text.replace(/\n/g, "↵").replace(/\s+/g, " ").split(/(<\|[^|<>]{1,30}\|>|<\/?s>)/);
+  return parts.map((part, at) => (at % 2 ? h("span", { class: "mark", text: part }) : part));
+}
 
 /** A bar of the pool: computed with now, kept on purpose, cached, free. */
 export function drawMemory(element, report) {
