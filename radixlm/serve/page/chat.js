@@ -57,7 +57,6 @@ export class Chat {
 
   stop() {
     this.running?.abort();
-    this.running = null;
   }
 
   /** Streams an answer to the last question. */
@@ -83,7 +82,7 @@ export class Chat {
       this.running = null;
       this.busy(false);
     }
-    if (messages.includes(message)) this.settle(message);
+    if (this.conversation.messages.includes(message)) this.settle(message);
     this.changed();
     this.answered(asked, message);
   }

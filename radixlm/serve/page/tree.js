@@ -20,7 +20,7 @@ export class CachePanel {
     this.note = h("p", { class: "note" });
     this.pins = h("ul", { class: "pins" });
     this.error = h("p", { class: "note", role: "status" });
-    this.keep = h("button", { type: "button", class: "quiet", onclick: () => this.pin() }, icon("pin"), "Keep this conversation's prefix for an hour");
+    this.keep = h("button", { type: "button", class: "quiet", onclick: () => this.pin() }, icon("pin"), "Keep this prefix for an hour");
     panel.append(h("h2", { text: "Prompt tokens from the cache" }), this.rates, h("h2", { text: "KV memory" }), this.memory, h("h2", { text: "Radix tree" }), this.note, this.tree, h("h2", { text: "Kept" }), this.pins, this.keep, this.error);
     this.tree.addEventListener("keydown", (event) => this.move(event));
   }
