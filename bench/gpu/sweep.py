@@ -58,13 +58,11 @@ VARIANTS = {
     "short": [
         Variant(16, *blocks)
         for blocks in (
-            (32, 4, 5),
-            (32, 2, 4),
             (32, 1, 4),
+            (32, 1, 3),
+            (32, 1, 5),
+            (64, 1, 3),
             (64, 2, 3),
-            (64, 2, 4),
-            (64, 4, 3),
-            (64, 4, 4),
             (128, 4, 3),
         )
     ],
@@ -88,6 +86,7 @@ CASES = {
         "1 x 512": shapes.decode(1, 512),
         "1 x 8000": shapes.decode(1, 8000),
         "8 x 512": shapes.decode(8, 512),
+        "20 x 512": shapes.decode(20, 512),
         "50 x 512": shapes.decode(50, 512),
         "50 x 180..750": shapes.ragged(50, 180, 750),
         "256 x 512": shapes.decode(256, 512),
@@ -177,7 +176,7 @@ def _pool(cells: int) -> shapes.Pool:
 def sweep_attention() -> None:
     """The best variants per case."""
     for kind, cases in CASES.items():
-        programs = (2, 3, 4, 6, 8) if kind == "short" else (1, 2, 3)
+        programs = (2, 4, 6, 8, 12, 16) if kind == "short" else (1, 2, 3)
         for name, chunks in cases.items():
             found = []
             for variant, per_processor, blocks in itertools.product(VARIANTS[kind], programs, (1, 2, 4)):

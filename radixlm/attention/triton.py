@@ -19,8 +19,8 @@ from radixlm.ops.triton_launch import next_power, num_processors
 FEW = Variant(rows=16, block=128, num_warps=4, num_stages=3)
 """Short chunks, few of them: the time is latency, so many small splits and large blocks."""
 
-MANY = Variant(rows=16, block=64, num_warps=2, num_stages=3)
-"""Short chunks, many of them: bound by memory, several programs per multiprocessor."""
+MANY = Variant(rows=16, block=32, num_warps=1, num_stages=4)
+"""Short chunks, many of them: bound by memory, many small programs per multiprocessor."""
 
 LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)
 """Chunks that do not fit in 16 rows, in steps of few tokens: beside decode rows."""
@@ -29,7 +29,7 @@ LONGEST = Variant(rows=128, block=64, num_warps=8, num_stages=3, max_registers=1
 """The same in steps of many tokens: bound by arithmetic, so two programs a multiprocessor: one multiplies, one exponentiates."""
 
 _MANY_CHUNKS, _MANY_TOKENS = 17, 512
-_SETTINGS = {FEW: (1, 2), MANY: (2, 4), LONG: (1, 1), LONGEST: (1, 3)}
+_SETTINGS = {FEW: (1, 2), MANY: (1, 8), LONG: (1, 1), LONGEST: (1, 3)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 

@@ -91,9 +91,13 @@ def _measured(target: Target, model: str, sessions: list[Session], users: int, g
 
 
 def run_load(target: Target, model: str, sessions: list[Session], users: int) -> list[Done]:
-    """Splits a load over the processes and runs it. Sessions with start times are an open loop, whatever `users` says."""
+    """Splits a load over the processes and runs it. Sessions with start times are an open loop, whatever `users` says.
+
+    Sessions are dealt to users first, so a process with fewer users has fewer sessions and all end together.
+    """
     open_loop = any(session.start_s for session in sessions)
-    count = max(1, min(target.processes, len(sessions) if open_loop else users))
+    users = len(sessions) if open_loop else users
+    count = max(1, min(target.processes, users))
     host, port = target.address
     clients = [
         _Client(
@@ -103,8 +107,8 @@ def run_load(target: Target, model: str, sessions: list[Session], users: int) ->
                 key=target.key,
                 surface=target.surface,
                 model=model,
-                users=0 if open_loop else users // count + (index < users % count),
-                sessions=sessions[index::count],
+                users=0 if open_loop else len(range(index, users, count)),
+                sessions=[session for i, session in enumerate(sessions) if i % users % count == index],
                 timeout_s=target.timeout_s,
                 vocab_size=target.vocab_size,
             )

@@ -249,8 +249,10 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
         return
     if len(prompt) > min(limits.context, limits.pool_tokens):
         raise _too_long(request, f"{len(prompt)} tokens", limits)
-    for token in prompt:
-        _check_token(request, "prompt", token, limits)
+    # A prompt may be thousands of ids: one at a time they are looked at only to name the wrong one.
+    if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+        for token in prompt:
+            _check_token(request, "prompt", token, limits)
 
 
 def _check_token(request: GenerateRequest, field: str, token: Any, limits: Limits) -> None:

@@ -22,11 +22,14 @@ import triton
 from radixlm.ops.triton_fused import norm
 from radixlm.ops.triton_linear import Tiling, linear
 
-ROW_BLOCKS = (1, 16, 32, 64, 128)
+ROW_BLOCKS = (1, 16, 32, 64)
 """Row counts that are tuned; a step takes the smallest block that holds its rows, and the library above the last."""
 
 MARGIN = 0.97
 """An own kernel must take at most this share of the library's time: less is within what two measurements differ."""
+
+LARGE_BYTES = 256 << 20
+"""Products of several rows with smaller weights are the library's: adding up the parts of tiles costs more than is won."""
 
 Choices = dict[str, list[dict[str, int] | None]]
 
@@ -36,14 +39,13 @@ _MAX_COPIES = 64  # small weights stay in the cache in a real step too
 
 CANDIDATES: dict[int, tuple[Tiling, ...]] = {
     1: tuple(Tiling(1, out, size, num_warps=warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4))),
-    16: (Tiling(16, 64, 256, 1, 4, 5), Tiling(16, 64, 128, 2, 4, 5)),
-    32: (Tiling(32, 64, 256, 1, 4, 4), Tiling(32, 64, 128, 2, 4, 4)),
-    64: (Tiling(64, 64, 128, 1, 4, 6), Tiling(64, 128, 128, 1, 8, 4)),
-    128: (Tiling(128, 128, 64, 1, 8, 6),),
+    16: (Tiling(16, 64, 256, 1, 4, 5),),
+    32: (Tiling(32, 64, 128, 2, 4, 4),),
+    64: (Tiling(64, 128, 128, 1, 8, 4),),
 }
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None, None, None, None)
+UNTUNED: tuple[Tiling | None, ...] = (Tiling(1, 2, 2048, num_warps=4), None, None, None)
 """Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
 
 
@@ -69,13 +71,14 @@ class Tuner:
 
 def fastest(weight: torch.Tensor, rows: int) -> Tiling | None:
     """The fastest candidate for x [rows, in] @ weight.T, or None if the library is."""
+    candidates = [t for t in CANDIDATES[rows] if t.fits(*weight.shape) and (rows == 1 or weight.nbytes >= LARGE_BYTES)]
+    if not candidates:
+        return None
     x = torch.randn((rows, weight.shape[1]), dtype=weight.dtype, device=weight.device)
     weights = [weight, *(weight.clone() for _ in range(min(_MAX_COPIES, _COLD_BYTES // weight.nbytes)))]
     scale = torch.ones_like(x[0])
     best, best_us = None, MARGIN * _time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
-    for tiling in CANDIDATES[rows]:
-        if not tiling.fits(*weight.shape):
-            continue
+    for tiling in candidates:
         took_us = _time_us(lambda w, tiling=tiling: linear(norm(x, None, scale, 1.0)[0], w, None, tiling), weights)
         if took_us < best_us:
             best, best_us = tiling, took_us
@@ -103,7 +106,7 @@ def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tens
 def tuning_file(device: torch.device) -> Path:
     """Where the choices of this device are kept. A new Triton, library or set of candidates makes a new file."""
     root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    candidates = zlib.crc32(repr((ROW_BLOCKS, CANDIDATES)).encode())
+    candidates = zlib.crc32(repr((ROW_BLOCKS, CANDIDATES, LARGE_BYTES)).encode())
     name = (
         f"{torch.cuda.get_device_name(device)} triton {triton.__version__} torch {torch.__version__} {candidates:08x}"
     )

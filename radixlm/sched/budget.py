@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 OLDEST_SHARE = 4  # the oldest prompt is sure of budget / OLDEST_SHARE
-PATIENCE_S = 0.03
-"""So long may a prompt be computed at the pace that does not slow the rows that decode. Prompts that come together are then
-answered one after the other instead of at once, and what they ask next comes spread out, which later steps absorb."""
+RIDING_SHARE = 4
+"""Beside decode rows a step computes a quarter of what prompts still need, or more if that costs nothing. Prompts that come
+together are then answered one after the other, and what they ask next comes spread out, which later steps absorb."""
 
-LEAST_RIDING = 4  # such prompts are sure of knee_tokens / LEAST_RIDING
 DECODE_SHARE = 8  # prompts are sure of tokens_per_step / DECODE_SHARE, however many rows decode
 
 
@@ -18,9 +17,9 @@ def prompt_budget(tokens_per_step: int, num_decode: int) -> int:
     return max(tokens_per_step - num_decode, tokens_per_step // DECODE_SHARE, 1)
 
 
-def riding_budget(budget: int, num_decode: int, knee_tokens: int) -> int:
-    """What prompts that can still wait may take beside decode rows: what costs the step hardly any time, or a little."""
-    return min(budget, max(knee_tokens - num_decode, knee_tokens // LEAST_RIDING))
+def riding_budget(budget: int, num_decode: int, knee_tokens: int, backlog: int) -> int:
+    """What prompts that need `backlog` tokens in all may take beside decode rows, which they slow down past the knee."""
+    return min(budget, max(knee_tokens - num_decode, knee_tokens // RIDING_SHARE, backlog // RIDING_SHARE))
 
 
 def newcomers_budget(budget: int, begun_tokens: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 
 from radixlm.messages import Missed
 from radixlm.sched import admission
-from radixlm.sched.budget import PATIENCE_S, newcomers_budget, prompt_budget, riding_budget, shares
+from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares
 from radixlm.sched.draft import Draft
 from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
@@ -59,6 +58,9 @@ class Planner:
 
     def wait(self, entry: OpenRequest) -> None:
         """A new request goes to the end of the queue."""
+        size = self._limits.page_size
+        _, matched = self.running.tree.find(entry.request.namespace, entry.tokens.tobytes())
+        entry.num_uncached = len(entry.tokens) - matched * size
         self.waiting[entry.sink, entry.request.key] = entry
 
     def wait_again(self, entry: OpenRequest) -> None:
@@ -71,9 +73,10 @@ class Planner:
         while True:
             draft = Draft()
             num_decode = self._plan_decode(draft)
-            budget, begun = self._prompt_budget(num_decode), list(self.running.prefilling)
-            left = [int(self.running.rows.prompt_end[x.slot] - self.running.rows.computed[x.slot]) for x in begun]
-            if self.waiting and self.running.rows.num_free:
+            begun, rows = list(self.running.prefilling), self.running.rows
+            left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in begun]
+            budget = self._prompt_budget(num_decode, sum(left))
+            if self.waiting and rows.num_free:
                 budget -= self._admit(draft, newcomers_budget(budget, sum(left)))
             for lease, share in zip(begun, shares(left, budget)):
                 if share:
@@ -123,19 +126,14 @@ class Planner:
         rows, active = self.running.rows, self.running.active
         return active[(rows.length[active] < rows.limit[active]) & (rows.computed[active] >= rows.prompt_end[active])]
 
-    def _prompt_budget(self, num_decode: int) -> int:
+    def _prompt_budget(self, num_decode: int, begun_tokens: int) -> int:
         """Tokens of this step for prompts."""
         limits = self._limits
         budget = prompt_budget(limits.tokens_per_step, num_decode)
-        if limits.knee_tokens and num_decode and self._clock() - self._oldest() < PATIENCE_S:
-            return riding_budget(budget, num_decode, limits.knee_tokens)
-        return budget
-
-    def _oldest(self) -> float:
-        """When the request arrived whose prompt has waited longest."""
-        begun = (lease.request.arrived for lease in self.running.prefilling[:1])
-        queued = (entry.arrived for entry in itertools.islice(self.waiting.values(), 1))
-        return min(itertools.chain(begun, queued), default=float("inf"))
+        if not limits.knee_tokens or not num_decode:
+            return budget
+        queued = sum(entry.num_uncached for entry in self.waiting.values())
+        return riding_budget(budget, num_decode, limits.knee_tokens, begun_tokens + queued)
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

@@ -42,6 +42,7 @@ class OpenRequest:
         self.part_start = len(self.tokens)  # generated tokens of the current part begin here
         self.num_prompt = len(self.tokens)
         self.num_cached = 0
+        self.num_uncached = 0  # tokens that the cache did not hold when it was queued
         self.missed: Missed = ""
         self.scored_to = 0  # prompt positions before it had their log probabilities sent
         self.num_output = 0  # of parts that ended

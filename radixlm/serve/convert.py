@@ -33,7 +33,7 @@ def refuse_unsupported(body: msgspec.Struct, fields: Iterable[str], prefix: str 
 
 def is_tokens(prompt: list[Any]) -> bool:
     """Whether a list prompt is one prompt of token ids; else it is a list of prompts."""
-    return all(isinstance(item, int) for item in prompt)
+    return set(map(type, prompt)) <= {int, bool}
 
 
 def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | list[int]], bool]:
