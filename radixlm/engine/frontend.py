@@ -18,7 +18,8 @@ import msgspec
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.output import Completion, Delta, Output, Usage
-from radixlm.engine.validate import Chat, GenerateRequest, Limits, check, check_batch, resolve, too_long
+from radixlm.engine.scripts import ScriptOutput
+from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
 from radixlm.errors import (
     EngineDied,
     Error,
@@ -51,6 +52,7 @@ class Prepared(msgspec.Struct, frozen=True):
     prompt: bytes
     sampling: SamplingParams
     caller: Caller = ANYBODY
+    then: tuple[Part, ...] = ()  # later parts of a script
 
     @property
     def num_prompt(self) -> int:
@@ -175,8 +177,19 @@ class Frontend:
 
     async def _prepare_one(self, request: GenerateRequest, limits: Limits) -> Prepared:
         prompt = await self._tokenise(request, limits)
-        sampling = resolve(request, len(prompt) // 4, limits)
-        return Prepared(request, prompt, sampling, current_caller())
+        then = tuple(self._part(stretch) for stretch in request.then)
+        num_later = sum(
+            len(part.literal) // 4 + (part.sampling.max_tokens or 0 if part.sampling else 0) for part in then
+        )
+        sampling = resolve(request, len(prompt) // 4, limits, num_later)
+        return Prepared(request, prompt, sampling, current_caller(), then)
+
+    def _part(self, stretch: Stretch) -> Part:
+        """A later part; its literal run is tokenised by itself, because what stands before it is tokens already."""
+        sampling, literal = stretch.sampling, stretch.literal
+        ids = self.tokenizer.encode(literal, add_special=False) if isinstance(literal, str) else tuple(literal)
+        seed = None if sampling.seed is None else sampling.seed & _SEED_MASK
+        return Part(to_bytes(ids), msgspec.structs.replace(sampling, seed=seed))
 
     async def _tokenise(self, request: GenerateRequest, limits: Limits) -> bytes:
         prompt = request.prompt
@@ -204,16 +217,19 @@ class Frontend:
     async def _choice(self, item: Prepared, number: int, index: int) -> AsyncGenerator[Delta, None]:
         """Choice `number` of an item, as one request of the engine."""
         engine, key, label = self.engine, next(self._keys), (item.caller.name, item.request.label)
-        output = Output(index, item.num_prompt, item.sampling, self.tokenizer, engine.info.eos_token_ids)
+        output = self._output(item, index)
         watch = _Watch(self.metrics)
         if item.request.label:
             self._labels.setdefault(label, set()).add(key)
         try:
             async with aclosing(engine.generate(self._request(item, key, number))) as frames:
                 async for frame in frames:
-                    delta = _taken(output, frame, engine, key)
-                    watch.saw(delta)
-                    yield delta
+                    for delta in output.deltas(frame):
+                        _check_end(delta, frame)
+                        watch.saw(delta)
+                        yield delta
+                    if output.stopped and not frame.ended:
+                        engine.abort(key)
         except Error as error:
             watch.failed(error)
             raise
@@ -221,13 +237,20 @@ class Frontend:
             watch.closed()
             self._forget(label, key)
 
+    def _output(self, item: Prepared, index: int) -> Output | ScriptOutput:
+        eos = self.engine.info.eos_token_ids
+        if not item.then:
+            return Output(index, item.num_prompt, item.sampling, self.tokenizer, eos)
+        return ScriptOutput(index, (Part(item.prompt, item.sampling), *item.then), self.tokenizer, eos)
+
     def _request(self, item: Prepared, key: int, number: int) -> Request:
         sampling, asked = item.sampling, item.request
         seed = None if sampling.seed is None else (sampling.seed + number) & _SEED_MASK
         scored = sampling.max_tokens or sampling.prompt_logprobs is not None
         part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
-        return Request(key=key, script=(part,), namespace=item.namespace, priority=asked.priority, timeout_s=timeout_s)
+        script = (part, *item.then)
+        return Request(key=key, script=script, namespace=item.namespace, priority=asked.priority, timeout_s=timeout_s)
 
     def _forget(self, label: tuple[str, str], key: int) -> None:
         keys = self._labels.get(label)
@@ -274,17 +297,12 @@ class _Watch:
             metrics.token_seconds.observe((now - self._first) / (usage.completion_tokens - 1))
 
 
-def _taken(output: Output, frame: Outputs, engine: Engine, key: int) -> Delta:  # hot
-    """The delta of a frame. Raises what the engine reports as an error; ends a request whose text has ended."""
-    delta = output.take(frame)
-    if delta.finish is None:
-        if output.stopped:
-            engine.abort(key)
-    elif delta.finish.type in ("error", "timeout"):
+def _check_end(delta: Delta, frame: Outputs) -> None:  # hot
+    """Raises what the engine reports as an error."""
+    if delta.finish is not None and delta.finish.type in ("error", "timeout"):
         code, text = frame.ended[0].code, delta.finish.message or "the engine could not finish the request"
         kind = RequestTimeout if delta.finish.type == "timeout" else _BY_CODE.get(code, Error)
         raise kind(text)
-    return delta
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:

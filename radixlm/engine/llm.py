@@ -59,8 +59,8 @@ class LLM:
             reading, timeout_s = self._reading, self.config.request_timeout
             return Frontend(LocalEngine(core), reading.tokenizer, reading.template, timeout_s=timeout_s)
 
-        self._frontend = asyncio.run_coroutine_threadsafe(open_frontend(), self._loop).result()
-        self._close = weakref.finalize(self, _close, self._frontend, self._loop, thread)
+        self.frontend = asyncio.run_coroutine_threadsafe(open_frontend(), self._loop).result()
+        self._close = weakref.finalize(self, _close, self.frontend, self._loop, thread)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -148,17 +148,17 @@ class LLM:
         """Ends the open requests with this label; their calls return what they have. Returns how many there were."""
 
         async def abort() -> int:
-            return self._frontend.abort(label)
+            return self.frontend.abort(label)
 
         return self._wait(abort())
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters: pages, requests, tokens, cache hits."""
-        return self._wait(self._frontend.engine.control("stats"))
+        return self._wait(self.frontend.engine.control("stats"))
 
     def flush_cache(self) -> dict[str, Any]:
         """Forgets every cached prefix that no running request uses."""
-        return self._wait(self._frontend.engine.control("flush_cache"))
+        return self._wait(self.frontend.engine.control("flush_cache"))
 
     def pin(self, prompt: Prompt, ttl_s: float = DEFAULT_TTL_S, *, namespace: str = "") -> Pin:
         """Keeps a prompt in the cache for `ttl_s` seconds, computing first what is missing. Pinning it again extends it.
@@ -186,7 +186,7 @@ class LLM:
         self.close()
 
     async def _complete(self, requests: Sequence[GenerateRequest], advance: Callable[[], None]) -> list[RequestOutput]:
-        frontend = self._frontend
+        frontend = self.frontend
         prepared = [await self._prepare(request, i, len(requests)) for i, request in enumerate(requests)]
         widest = max((item.sampling.n for item in prepared), default=1)
         room = asyncio.Semaphore(max(1, frontend.limits.max_open // widest))
@@ -206,7 +206,7 @@ class LLM:
 
     async def _prepare(self, request: GenerateRequest, index: int, count: int) -> Prepared:
         try:
-            return (await self._frontend.prepare([request]))[0]
+            return (await self.frontend.prepare([request]))[0]
         except InvalidRequest as error:
             if count == 1:
                 raise
@@ -216,16 +216,17 @@ class LLM:
         batch, alone = as_batch(prompt)
         if not alone:
             raise InvalidRequest("a stream takes one prompt, not a list of them", param="prompt")
-        return self._frontend.generate(as_requests(batch, params, options)[0])
+        return self.frontend.generate(as_requests(batch, params, options)[0])
 
-    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+    def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Runs a coroutine on the engine's event loop, from any thread. Raises NotReady once this is closed."""
         if not self._close.alive:
             work.close()
             raise NotReady("this LLM is closed; make a new one")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future = self._submit(work)
+        future = self.submit(work)
         try:
             return future.result()
         except BaseException:  # also KeyboardInterrupt: what nobody waits for must not run on
@@ -233,7 +234,7 @@ class LLM:
             raise
 
     async def _await(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return await asyncio.wrap_future(self._submit(work))
+        return await asyncio.wrap_future(self.submit(work))
 
     def _end(self, deltas: AsyncGenerator[Delta, None]) -> None:
         if self._close.alive:

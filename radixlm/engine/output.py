@@ -16,15 +16,15 @@ from radixlm.types import Finish, SamplingParams, from_bytes
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more.
-
-    Times in seconds.
+    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more;
+    `forced_tokens` literal runs appended inside the engine. Times in seconds.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     missed: Missed = ""
+    forced_tokens: int = 0
     num_preempted: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0
@@ -50,6 +50,8 @@ class Delta(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[TokenLogprobs] = []
     finish: Finish | None = None
     usage: Usage | None = None
+    part: int = 0  # of a script; each part ends with a delta that has `finish`, the last one also `usage`
+    kept: list[int] = []  # with the `finish` of a script's part: its tokens as they stand in the sequence
 
 
 class Completion:
@@ -97,6 +99,16 @@ class Output:
     def stopped(self) -> bool:
         """Nothing more will be added to the text."""
         return self._finish is not None
+
+    def deltas(self, frame: Outputs) -> list[Delta]:  # hot
+        """As `take`, in the form that scripts need too."""
+        return [self.take(frame)]
+
+    def end_part(self, finish: Finish, delta: Delta) -> None:
+        """A part of a script ended: the text that was held back joins `delta`."""
+        if self._finish is None:
+            delta.text += self._flush()
+        delta.finish = self._finish or finish
 
     def take(self, frame: Outputs) -> Delta:  # hot
         """What a frame of this request adds."""
@@ -154,6 +166,7 @@ class Output:
             completion_tokens=self._num_tokens,
             cached_tokens=ended.num_cached,
             missed=ended.missed,
+            forced_tokens=ended.num_forced,
             num_preempted=ended.num_preempted,
             queue_s=ended.queue_s,
             prefill_s=ended.prefill_s,

@@ -24,6 +24,7 @@ MAX_STOPS = 32
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 256
 MAX_BIASES = 1024
+MAX_PARTS = 256
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SHOWN_CHARS = 64
 
@@ -36,8 +37,17 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     options: ChatOptions = ChatOptions()
 
 
+class Stretch(msgspec.Struct, frozen=True):
+    """A later part of a script: a literal run that follows the part before it, and how to sample after it."""
+
+    literal: str | Sequence[int]
+    sampling: SamplingParams
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What any surface asks for, in text. `names` maps our field names to the client's, for error messages.
+
+    `then` makes it a script: the engine goes on with these parts, each where the one before it ended.
 
     `max_tokens_is_default` allows fewer tokens than `sampling.max_tokens` where the context leaves less room. `label` is
     the client's name for the request; it never identifies anything inside the engine.
@@ -51,6 +61,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     label: str = ""
     names: Mapping[str, str] = {}
+    then: tuple[Stretch, ...] = ()
 
     def name(self, field: str) -> str:
         """The field as the client calls it."""
@@ -112,26 +123,47 @@ _OPTIONAL = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "seed"})
 
 def check(request: GenerateRequest, limits: Limits) -> None:
     """Refuses what can be seen to be wrong without tokenising the prompt. Raises InvalidRequest or PromptTooLong."""
-    _check_numbers(request)
-    _check_stops(request, limits)
-    _check_bias(request, limits)
+    _check_sampling(request, limits)
     _check_identity(request)
     _check_timeout(request, limits)
     _check_prompt(request, limits)
+    _check_script(request, limits)
 
 
-def resolve(request: GenerateRequest, num_prompt: int, limits: Limits) -> SamplingParams:
-    """The request's sampling with `max_tokens` as a number that fits context and KV pool beside the prompt."""
+def _check_sampling(request: GenerateRequest, limits: Limits) -> None:
+    _check_numbers(request)
+    _check_stops(request, limits)
+    _check_bias(request, limits)
+
+
+def _check_script(request: GenerateRequest, limits: Limits) -> None:
+    """Each later part by the rules of the first; all of them continue one sequence, and their lengths must be known."""
+    if len(request.then) >= MAX_PARTS:
+        raise _wrong(request, "then", f"a list of {len(request.then)}", f"a script has at most {MAX_PARTS} parts")
+    for number, stretch in enumerate(request.then, 1):
+        names = {field: f"part {number}: {request.name(field)}" for field in SamplingParams.__struct_fields__}
+        part = msgspec.structs.replace(request, sampling=stretch.sampling, then=(), names=names)
+        _check_sampling(part, limits)
+        if stretch.sampling.n != 1 or stretch.sampling.prompt_logprobs is not None or not stretch.sampling.max_tokens:
+            rule = "a later part of a script has n 1, no prompt_logprobs, and max_tokens of at least 1"
+            raise InvalidRequest(f"part {number}: {rule}", param="then")
+
+
+def resolve(request: GenerateRequest, num_prompt: int, limits: Limits, num_later: int = 0) -> SamplingParams:
+    """The request's sampling with `max_tokens` as a number that fits context and KV pool beside the prompt.
+
+    `num_later` tokens are what the later parts of a script may take.
+    """
     if not num_prompt:
         raise _wrong(request, "prompt", "empty", "it must have at least one token")
-    sampling, room = request.sampling, min(limits.context, limits.pool_tokens) - num_prompt
+    sampling, room = request.sampling, min(limits.context, limits.pool_tokens) - num_prompt - num_later
     asked = sampling.max_tokens
     if room < 0 or (room == 0 and asked != 0):
-        raise _too_long(request, f"{num_prompt} tokens", limits)
+        raise _too_long(request, f"{num_prompt + num_later} tokens", limits)
     if asked is None or (request.max_tokens_is_default and asked > room):
         asked = room
     if asked > room:
-        raise _over(request, num_prompt, asked, limits)
+        raise _over(request, num_prompt + num_later, asked, limits)
     if sampling.min_tokens > asked:
         raise _wrong(
             request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}"

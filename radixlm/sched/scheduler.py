@@ -196,6 +196,8 @@ class Scheduler:
         """A script's next part begins; what launched steps bring for the row is void."""
         entry = lease.request
         event, tokens = next_part(self.running, lease, finish, length)
+        if entry.sampling is not None and entry.sampling.seed is not None:
+            entry.seed = entry.sampling.seed
         self.outbox.detail(entry.sink, event)
         self.counts.forced_tokens += len(tokens) - length + event.num_dropped
         self.running.rows.valid_from[lease.slot] = self._planner.next_index

@@ -24,7 +24,8 @@ class Tokenizer:
     """One model's tokenizer; safe to share between threads.
 
     `named_tokens` holds the texts of bos_token, eos_token and their like, as chat templates want them; `bos_id` is None
-    where the model has none; `eos_ids` are all ids that end a generation, the tokenizer's own first.
+    where the model has none; `eos_ids` are all ids that end a generation, the tokenizer's own first; `borders` are the
+    special tokens as they are spelled, where the text before one is not touched by it.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, named_tokens: dict[str, str], end_ids: Sequence[int] = ()) -> None:
@@ -37,6 +38,7 @@ class Tokenizer:
         own = () if self.eos_id is None else (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *end_ids)))
         added = core.get_added_tokens_decoder()
+        self.borders = tuple(token.content for token in added.values() if token.special and not token.lstrip)
         named = {index for name in named_tokens if (index := self._named(name)) is not None}
         self.special_ids: frozenset[int] = frozenset(named | {i for i, token in added.items() if token.special})
 

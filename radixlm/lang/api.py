@@ -1,0 +1,270 @@
+"""What programs are written with: `gen`, `select`, roles. Each gives an expression; expressions and texts add up.
+
+Names, arguments and defaults are SGLang's; `type`, `ebnf`, `choice`, `seed` and their like come on top. An argument that is
+None is taken from the `run` call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+from radixlm.lang.choices import ChoicesSamplingMethod, token_length_normalized
+from radixlm.lang.errors import ProgramError
+from radixlm.lang.tracer import Placeholder
+from radixlm.lang.types import Kind, constraint_of, kind_of
+from radixlm.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class GenItem:
+    """A `gen`: what differs from the `run` call, as fields of SamplingParams, and how its text becomes a value."""
+
+    name: str | None
+    fields: Mapping[str, Any]
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class SelectItem:
+    """A `select`."""
+
+    name: str | None
+    options: tuple[str, ...]
+    method: ChoicesSamplingMethod
+    temperature: float
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class RoleItem:
+    """A message begins; `role` None: it ends."""
+
+    role: str | None
+
+
+@dataclass(frozen=True)
+class ReasonItem:
+    """An expression whose reasoning is kept apart."""
+
+    inner: Expression
+    model_type: str
+
+
+Item: TypeAlias = "str | Placeholder | GenItem | SelectItem | RoleItem | ReasonItem"
+
+
+class Expression:
+    """A sequence of items. Adding gives another one."""
+
+    def __init__(self, *items: Item) -> None:
+        self.items = items
+
+    def __add__(self, other: Any) -> Expression:
+        return Expression(*self.items, *items_of(other))
+
+    def __radd__(self, other: Any) -> Expression:
+        return Expression(*items_of(other), *self.items)
+
+    def __repr__(self) -> str:
+        return f"Expression{self.items!r}"
+
+
+def items_of(value: Any) -> tuple[Item, ...]:
+    """What may be added to a program's text: text, an expression, a value of the program. Raises ProgramError for others."""
+    if isinstance(value, Placeholder):
+        return (value,)
+    if isinstance(value, Expression):
+        return value.items
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple):
+        return tuple(item for part in value for item in items_of(part))
+    raise ProgramError(f"a {type(value).__name__} cannot be added to a program; make it a str")
+
+
+def gen(  # noqa: PLR0913 - SGLang's signature
+    name: str | None = None,
+    max_tokens: int | None = None,
+    min_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    dtype: type | str | None = None,
+    choices: Sequence[str] | None = None,
+    choices_method: ChoicesSamplingMethod | None = None,
+    regex: str | None = None,
+    json_schema: str | Mapping[str, Any] | None = None,
+    *,
+    type: Any = None,  # noqa: A002
+    ebnf: str | None = None,
+    choice: Sequence[str] | None = None,
+    structural_tag: str | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    repetition_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    skip_special_tokens: bool | None = None,
+) -> Expression:
+    """Generated text, kept as variable `name`. At most one of type, dtype, regex, json_schema, ebnf, choice shapes it.
+
+    `choices` makes it a `select`; `choice` leaves the sampling to the model but allows nothing else. `n` above 1 gives a
+    list, and the text goes on with its first. `type` (int, float, bool, str, Literal, a dataclass, a pydantic model, ...)
+    also makes the variable a value of that type.
+    """
+    del logprob_start_len, return_text_in_logprobs  # prompts are not scored; texts are always at hand
+    if choices is not None:
+        return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
+    fields = _present(
+        max_tokens=max_tokens, min_tokens=min_tokens, n=n, stop=stop, stop_token_ids=stop_token_ids,
+        stop_regex=stop_regex, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, ignore_eos=ignore_eos, seed=seed,
+        repetition_penalty=repetition_penalty, logit_bias=logit_bias, skip_special_tokens=skip_special_tokens,
+    )  # fmt: skip
+    fields |= logprob_fields(return_logprob, top_logprobs_num)
+    shapes = _present(regex=regex, json_schema=_json(json_schema), ebnf=ebnf, structural_tag=_json(structural_tag))
+    if choice is not None:
+        shapes["choice"] = tuple(choice)
+    if dtype is not None:
+        shapes = constraint_of(dtype, fields)
+    kind = kind_of(type)
+    shapes |= kind.fields
+    if len(shapes) > 1:
+        raise ProgramError(f"{' and '.join(sorted(shapes))} are given for one gen; at most one can shape it")
+    if "regex" in shapes:
+        _check_regex(shapes["regex"])
+    return Expression(GenItem(name, {**fields, **shapes}, kind))
+
+
+def gen_int(name: str | None = None, max_tokens: int | None = None, **how: Any) -> Expression:
+    """`gen` of an integer, as text."""
+    return gen(name, max_tokens, dtype=int, **how)
+
+
+def gen_string(name: str | None = None, max_tokens: int | None = None, **how: Any) -> Expression:
+    """`gen` of a quoted string."""
+    return gen(name, max_tokens, dtype=str, **how)
+
+
+def select(
+    name: str | None = None,
+    choices: Sequence[str] | None = None,
+    temperature: float = 0.0,
+    choices_method: ChoicesSamplingMethod = token_length_normalized,
+    *,
+    seed: int | None = None,
+) -> Expression:
+    """The likeliest of `choices`, kept as variable `name`; above temperature 0 drawn by likelihood."""
+    if not choices or isinstance(choices, str):
+        raise ProgramError(f"select {name or ''} has no choices; give a list of texts")
+    return Expression(SelectItem(name, tuple(choices), choices_method, temperature, seed))
+
+
+def separate_reasoning(expr: Any, model_type: str | None = None) -> Expression:
+    """The generated variables of `expr` without their reasoning, which becomes NAME_reasoning_content."""
+    return Expression(ReasonItem(Expression(*items_of(expr)), model_type or ""))
+
+
+def image(path: Any) -> Expression:
+    """Not in this version."""
+    raise ProgramError(f"image({path!r}): models that see are not served yet; describe the image in text")
+
+
+def video(path: Any, num_frames: int = 0) -> Expression:
+    """Not in this version."""
+    raise ProgramError(f"video({path!r}, {num_frames}): models that see are not served yet; describe it in text")
+
+
+def system(expr: Any = None) -> Expression:
+    """A system message."""
+    return message("system", expr)
+
+
+def user(expr: Any = None) -> Expression:
+    """A user message."""
+    return message("user", expr)
+
+
+def assistant(expr: Any = None) -> Expression:
+    """An assistant message."""
+    return message("assistant", expr)
+
+
+def message(role: str, expr: Any = None) -> Expression:
+    """A message of any role, whole."""
+    inner = () if expr is None else items_of(expr)
+    return Expression(RoleItem(role), *inner, RoleItem(None))
+
+
+def system_begin() -> Expression:
+    """A system message begins."""
+    return Expression(RoleItem("system"))
+
+
+def user_begin() -> Expression:
+    """A user message begins."""
+    return Expression(RoleItem("user"))
+
+
+def assistant_begin() -> Expression:
+    """An assistant message begins."""
+    return Expression(RoleItem("assistant"))
+
+
+def system_end() -> Expression:
+    """The message ends."""
+    return Expression(RoleItem(None))
+
+
+user_end = assistant_end = system_end
+
+
+_LISTS = ("stop", "stop_token_ids", "stop_regex", "choice")
+
+
+def logprob_fields(wanted: bool | None, num_top: int | None) -> dict[str, Any]:
+    """`return_logprob` and `top_logprobs_num` as a field of SamplingParams."""
+    if wanted is None and num_top is None:
+        return {}
+    return {"logprobs": (num_top or 0) if wanted is not False else None}
+
+
+def sampling_of(fields: Mapping[str, Any]) -> SamplingParams:
+    """Typed. Raises ProgramError naming the field."""
+    single = {name: [fields[name]] for name in _LISTS if isinstance(fields.get(name), str | int)}
+    try:
+        return msgspec.convert({**fields, **single}, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise ProgramError(f"gen: {error}") from None
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value is not None
+    }
+
+
+def _json(value: str | Mapping[str, Any] | None) -> str | None:
+    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _check_regex(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ProgramError(f"regex {pattern!r} is not valid: {error}") from None

@@ -1,0 +1,56 @@
+"""The door from programs to what runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+from radixlm.lang.explain import Measure
+from radixlm.lang.ir import Event, Program
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """Runs programs. Implementations: LocalBackend, HttpBackend, OpenAIBackend, SglangBackend."""
+
+    def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
+        """Runs them side by side, on the backend's event loop. Each ends with one EndEvent or ErrorEvent."""
+        ...
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine on the backend's event loop, from any thread."""
+        ...
+
+    def measure(self, program: Program) -> Measure:
+        """What sizes in plans mean here."""
+        ...
+
+    async def flush_cache(self) -> None:
+        """Forgets cached prefixes."""
+        ...
+
+    async def server_info(self) -> dict[str, Any]:
+        """What the other side says of itself."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the backend owns."""
+        ...
+
+
+@lru_cache(1)
+def shared_loop() -> asyncio.AbstractEventLoop:
+    """The one event loop, in one background thread, of all backends that do not bring their own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="programs", daemon=True).start()
+    return loop
+
+
+def submit_shared(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Runs a coroutine on the shared loop."""
+    return asyncio.run_coroutine_threadsafe(work, shared_loop())

@@ -1,0 +1,168 @@
+"""An engine in this process as a model for programs: scripts go to it whole, options are scored in one wave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import cached_property, lru_cache
+
+import msgspec
+
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.output import Delta
+from radixlm.engine.scripts import kept_tokens
+from radixlm.engine.validate import MAX_PARTS, GenerateRequest, Stretch
+from radixlm.lang.chat import TemplateChat
+from radixlm.lang.ir import Program
+from radixlm.lang.sequence import Sequence as Held
+from radixlm.lang.tokens import Encoder
+from radixlm.messages import TokenLogprobs
+from radixlm.types import SamplingParams
+
+
+class EngineModel:
+    """Used from the frontend's event loop. No more requests are open at once than the engine takes."""
+
+    max_parts = MAX_PARTS
+
+    def __init__(self, frontend: Frontend, namespace: str = "") -> None:
+        self._frontend = frontend
+        self._namespace = namespace
+        self._encoder = Encoder(frontend.tokenizer)
+        self._door = asyncio.Lock()
+        self._chat = lru_cache(64)(lambda tools: TemplateChat(frontend.template, [msgspec.Raw(t) for t in tools]))
+
+    def chat(self, program: Program) -> TemplateChat:
+        """As `Model.chat`."""
+        return self._chat(tuple(bytes(tool) for tool in program.tools))
+
+    def tokens(self, before: Held, more: str = "") -> list[int]:
+        """What stands before, and a literal behind it, as tokens."""
+        texts = [(piece.text, piece.tokens) for piece in before.pieces]
+        if more or not texts:
+            last = texts.pop() if texts and texts[-1][1] is None else ("", None)
+            texts.append((last[0] + more, None))
+        found: list[int] = []
+        for index, (text, tokens) in enumerate(texts):
+            special = not index and not before.framed
+            found += self._encoder.encode(text, add_special=special) if tokens is None else tokens
+        return found
+
+    async def script(self, before: Held, parts: Sequence[Stretch]) -> AsyncGenerator[Delta, None]:
+        """As `Model.script`; parts that may not fit the context together go one after the other."""
+        prompt, done = self.tokens(before), 0
+        while done < len(parts):
+            batch = parts[done : done + self._fitting(len(prompt), parts[done:])]
+            async with aclosing(self._one(prompt.copy(), batch)) as deltas:
+                async for delta in deltas:
+                    if delta.finish is not None:
+                        prompt += (self._literal(batch[delta.part]) if delta.part else []) + delta.kept
+                    delta.part += done
+                    yield delta
+            done += len(batch)
+            if done < len(parts):
+                prompt += self._literal(parts[done])
+
+    def _literal(self, part: Stretch) -> list[int]:
+        assert isinstance(part.literal, str), "literal runs of programs are text"
+        return self.literal(part.literal)
+
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a literal that stands by itself."""
+        return self._encoder.encode(text, add_special=False)
+
+    def _fitting(self, num_prompt: int, parts: Sequence[Stretch]) -> int:
+        """How many parts fit the context even if each takes all that it may; at least one."""
+        limits = self._frontend.limits
+        room = min(limits.context, limits.pool_tokens) - num_prompt
+        for count, part in enumerate(parts):
+            most = part.sampling.max_tokens
+            room -= (len(self._literal(part)) if count else 0) + (most or 0)
+            if count and (room < 0 or not most):
+                return count
+            if most is None:
+                return 1
+        return len(parts)
+
+    async def _one(self, prompt: list[int], parts: Sequence[Stretch]) -> AsyncGenerator[Delta, None]:
+        frontend, sampling = self._frontend, parts[0].sampling
+        then = tuple(Stretch(self._literal(part), part.sampling) for part in parts[1:])
+        request = GenerateRequest(prompt=prompt, sampling=sampling, then=then, namespace=self._namespace)
+        tokens: list[list[int]] = [[] for _ in range(sampling.n)]
+        prepared = await frontend.prepare([request])
+        async with self._enter(sampling.n), aclosing(frontend.stream(prepared)) as deltas:
+            async for delta in deltas:
+                tokens[delta.index] += delta.tokens
+                if not then and delta.finish is not None:
+                    delta.kept = kept_tokens(tokens[delta.index], sampling, delta.finish, frontend.tokenizer)
+                yield delta
+
+    async def score(
+        self, before: Held, options: Sequence[str], *, alone: bool
+    ) -> tuple[list[tuple[TokenLogprobs, ...]], list[tuple[TokenLogprobs, ...]]]:
+        """As `Model.score`. An option is tokenised together with the text before it; what all options begin with is prompt."""
+        base = self.tokens(before)
+        sequences = [self.tokens(before, option) for option in options]
+        start = min(len(base), *(_common(base, sequence) for sequence in sequences))
+        start = min(start, *(len(sequence) - 1 for sequence in sequences))
+        wanted = {tuple(sequence): start for sequence in sequences}
+        bare = [sequence[start:] for sequence in sequences]
+        asked = [(list(sequence), max(1, start)) for sequence in _leaves(list(wanted))]
+        num_given = len(asked)
+        if alone:
+            asked += [(list(sequence), 1) for sequence in _leaves([tuple(b) for b in bare]) if len(sequence) > 1]
+        answers = await asyncio.gather(*(self._scores(tokens, first) for tokens, first in asked))
+        given = [_found(s, max(1, start), asked[:num_given], answers) for s in sequences]
+        if not alone:
+            return given, []
+        return given, [(TokenLogprobs(b[0], 0.0), *_found(b, 1, asked[num_given:], answers[num_given:])) for b in bare]
+
+    async def _scores(self, tokens: list[int], start: int) -> list[TokenLogprobs]:
+        sampling = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=start)
+        request = GenerateRequest(prompt=tokens, sampling=sampling, namespace=self._namespace)
+        async with self._enter(1):
+            (whole,) = await self._frontend.complete(await self._frontend.prepare([request]))
+        return whole.prompt_logprobs
+
+    @asynccontextmanager
+    async def _enter(self, count: int) -> AsyncGenerator[None, None]:
+        """Holds the places of `count` requests; whoever waits for several waits alone."""
+        held = 0
+        try:
+            async with self._door:
+                while held < count:
+                    await self._places.acquire()
+                    held += 1
+            yield
+        finally:
+            for _place in range(held):
+                self._places.release()
+
+    @cached_property
+    def _places(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(max(16, self._frontend.limits.max_open))
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for index, (a, b) in enumerate(zip(left, right)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def _leaves(sequences: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The leaves of the trie of these sequences: one that begins another is scored together with it."""
+    ordered = sorted(set(sequences))
+    return [s for s, after in zip(ordered, [*ordered[1:], ()]) if after[: len(s)] != s]
+
+
+def _found(
+    sequence: list[int], start: int, asked: list[tuple[list[int], int]], answers: Sequence[list[TokenLogprobs]]
+) -> tuple[TokenLogprobs, ...]:
+    """The scores of a sequence from position `start` on, out of those of the leaf it leads to."""
+    for (tokens, first), scores in zip(asked, answers):
+        if tokens[: len(sequence)] == sequence:
+            return tuple(scores[start - first : len(sequence) - first])
+    return ()

@@ -1,0 +1,307 @@
+"""`function`: makes a program of a Python function. A program is traced; what traces runs compiled, on one event loop.
+
+A program whose course depends on generated values is run as it is written, by a thread that waits where it reads. Which
+of the two, and why, is in `explain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from radixlm.errors import Error
+from radixlm.lang.backends.api import Backend
+from radixlm.lang.defaults import default_backend
+from radixlm.lang.errors import ProgramError, TraceError
+from radixlm.lang.ir import Argument
+from radixlm.lang.options import Call, Signature
+from radixlm.lang.plan import Plan
+from radixlm.lang.run import Run, fly
+from radixlm.lang.state import ProgramState
+from radixlm.lang.tracer import Placeholder, line_of_program
+
+MAX_THREADS = 64
+_BATCH = 256  # programs sent together
+
+
+def function(
+    func: Callable[..., Any] | None = None,
+    num_api_spec_tokens: int | None = None,
+    *,
+    tools: Sequence[Any] = (),
+) -> Any:
+    """Makes a program of a function whose first parameter is its state. `tools` are told to the chat template.
+
+    `num_api_spec_tokens` is accepted: stretches of a program are one request here, so there is nothing to speculate.
+    """
+    del num_api_spec_tokens
+    if func is None:
+        return functools.partial(function, tools=tools)
+    return SglFunction(func, tools=tools)
+
+
+class SglFunction:
+    """A program. `run` options beside its own arguments: sampling (`temperature`, `max_new_tokens`, ...), `stream`,
+    `backend`, `timeout` in seconds."""
+
+    def __init__(
+        self, func: Callable[..., Any], *, bound: dict[str, Any] | None = None, tools: Sequence[Any] = ()
+    ) -> None:
+        functools.update_wrapper(self, func)
+        self.func = func
+        self.bind_arguments = bound or {}
+        self._tools = tools
+        self._signature = Signature(func, self.bind_arguments, tools)
+        self.name = self._signature.name
+        self.arg_names = self._signature.names
+        self._dependent: TraceError | None = None  # why it is interpreted, once that is known
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """`run`; with a state as first argument, the function itself on that state, as part of another program."""
+        if args and type(args[0]) is ProgramState:
+            return self.func(*args, **{**options, **self.bind_arguments})
+        return self.run(*args, **options)
+
+    def bind(self, **arguments: Any) -> SglFunction:
+        """The same program with these arguments given; they go before those of `run`."""
+        return SglFunction(self.func, bound={**self.bind_arguments, **arguments}, tools=self._tools)
+
+    # -- one instance -------------------------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **options: Any) -> ProgramState:
+        """Runs to the end, or with `stream=True` returns at once. Raises what went wrong, naming program, line and node."""
+        call = self._signature.call(args, options)
+        backend = call.backend or default_backend()
+        state = self._trace(call, backend)
+        if state is not None:
+            _launch(backend, [state])
+        elif call.settings.stream:
+            state = self._live(call, backend)
+            threading.Thread(target=self._interpret_safely, args=(state, call), name=self.name, daemon=True).start()
+        else:
+            state = self._live(call, backend)
+            self._interpret(state, call)
+        if not call.settings.stream:
+            state._run.wait(lambda: state._run.done)
+        return state
+
+    async def arun(self, *args: Any, **options: Any) -> ProgramState:
+        """`run` for event loops; cancelling it ends the run."""
+        call = self._signature.call(args, options)
+        backend = call.backend or await asyncio.to_thread(default_backend)
+        state = self._trace(call, backend)
+        if state is not None:
+            _launch(backend, [state])
+        else:
+            state = self._live(call, backend)
+            _pool().submit(self._interpret_safely, state, call)
+        run = state._run
+        try:
+            await run.ledger.wait_async(lambda: run.done and run.returned)
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+        return state
+
+    # -- many instances -----------------------------------------------------------------------------------------------
+
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Any],
+        *,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Runs an instance for each item: a dict, or values in the order of the arguments. A list of states in order.
+
+        `generator_style` gives them one by one instead. All run on one event loop; `num_threads` bounds the threads of
+        programs that must be interpreted. Raises the first error, by order, once all have ended.
+        """
+        calls = [self._signature.call((), {**options, **self._signature.row(item)}) for item in batch_kwargs]
+        if not calls:
+            return []
+        backend = calls[0].backend or default_backend()
+        limit = MAX_THREADS if num_threads == "auto" else max(1, min(int(num_threads), MAX_THREADS))
+        states = self._start_all(calls, backend, limit)
+        results = _in_order(states, _advance_bar(len(states)) if progress_bar else None)
+        return results if generator_style else list(results)
+
+    def _start_all(self, calls: list[Call], backend: Backend, limit: int) -> list[ProgramState]:
+        traced = [self._trace(call, backend) for call in calls]
+        ready = [state for state in traced if state is not None]
+        for start in range(0, len(ready), _BATCH):
+            _launch(backend, ready[start : start + _BATCH])
+        if len(ready) == len(calls):
+            return ready
+        pool, states = ThreadPoolExecutor(limit, thread_name_prefix=self.name), list[ProgramState]()
+        for state, call in zip(traced, calls):
+            if state is None:
+                state = self._live(call, backend)
+                pool.submit(self._interpret_safely, state, call)
+            states.append(state)
+        pool.shutdown(wait=False)
+        return states
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _trace(self, call: Call, backend: Backend | None) -> ProgramState | None:
+        """The instance with everything recorded, or None if its course depends on generated values."""
+        if self._dependent is not None:
+            return None
+        state = self._state(call, backend, live=False)
+        run = state._run
+        try:
+            state._returned = self.func(state, **call.arguments)
+        except ProgramError as error:
+            if not run.refusals and not isinstance(error, TraceError):
+                raise
+        except Exception as error:
+            if not run.num_reads:
+                raise
+            run.refusals.append(TraceError(f"{type(error).__name__}: {error}", line=_line_in(error, self.func)))
+        if run.refusals:
+            refusal = run.refusals[0]
+            self._dependent = TraceError(refusal.message, program=self.name) if not refusal.program else refusal
+            return None
+        run.live = run.returned = True
+        return state
+
+    def _live(self, call: Call, backend: Backend) -> ProgramState:
+        return self._state(call, backend, live=True)
+
+    def _state(self, call: Call, backend: Backend | None, *, live: bool) -> ProgramState:
+        run = Run(self.name, backend, call.settings, live=live)
+        return ProgramState(run, run.tracks[0])
+
+    def _interpret(self, state: ProgramState, call: Call) -> None:
+        try:
+            state._returned = self.func(state, **call.arguments)
+        except BaseException:
+            state._run.cancel("ended by an exception in the program")
+            raise
+        state._run.flush()
+        state._run.returned = True
+        state._run.ledger.touch()
+
+    def _interpret_safely(self, state: ProgramState, call: Call) -> None:
+        """In a thread of its own: what the function raises reaches whoever waits for the state."""
+        try:
+            state._returned = self.func(state, **call.arguments)
+            state._run.flush()
+            state._run.returned = True
+            state._run.ledger.touch()
+        except Exception as error:  # noqa: BLE001 - border: a thread main
+            cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
+            told = error if isinstance(error, ProgramError) else None
+            state._run.ledger.fail(
+                told or ProgramError(cause.message, program=self.name, line=_line_in(error, self.func), cause=cause)
+            )
+            state._run.cancel()
+
+    # -- looking at it ------------------------------------------------------------------------------------------------
+
+    def trace(self, *args: Any, **options: Any) -> Plan:
+        """What the program is, without running it; arguments that are not given stay open. Raises TraceError."""
+        call = self._signature.call(args, options, partial=True)
+        run = Run(self.name, call.backend, call.settings, live=False)
+        holes = {n: Placeholder(Argument(name=n, line=line_of_program()), run.refusals) for n in call.missing}
+        state = ProgramState(run, run.tracks[0])
+        try:
+            self.func(state, **call.arguments, **holes)
+        except ProgramError:
+            if not run.refusals:
+                raise
+        except TypeError:
+            if not holes:
+                raise
+            run.refusals.append(
+                TraceError("an argument that is not given was used for more than text", program=self.name)
+            )
+        if run.refusals:
+            refusal = run.refusals[0]
+            raise TraceError(refusal.message, program="" if refusal.program else self.name) from None
+        return Plan(run)
+
+    compile = trace
+
+    def explain(self, *args: Any, form: str = "text", **options: Any) -> str:
+        """How the program would run: `form` is text, json or mermaid. With a backend that has a tokenizer, token counts too."""
+        try:
+            return self.trace(*args, **options).explain(form)
+        except TraceError as error:
+            return f"interpreted, because {error.message}\nEach read of a variable sends what is written so far."
+
+    def cache(self, *args: Any, backend: Backend | None = None, **options: Any) -> None:
+        """Computes the constant beginning of the program, so that the cache has it when the program runs."""
+        prefix = self.trace(*args, **options).prefix()
+        where = backend or default_backend()
+        run = Run(self.name, where, self._signature.call(args, options, partial=True).settings, live=True)
+        where.submit(fly(where, [prefix], [run])).result()
+        if run.ledger.error is not None:
+            raise run.ledger.error
+
+
+def _launch(backend: Backend, states: Sequence[ProgramState]) -> None:
+    """Sends traced instances together."""
+    runs = [state._run for state in states]
+    programs = [run.program() for run in runs]
+    try:
+        future: Future[None] = backend.submit(fly(backend, programs, runs))
+    except Error as error:
+        raise ProgramError(error.message, program=runs[0].name, cause=error) from error
+    for run in runs:
+        run.follow(future)
+
+
+def _in_order(states: Sequence[ProgramState], advance: Callable[[], None] | None) -> Iterator[ProgramState]:
+    """Each state once it has ended. The first error is raised after all have."""
+    error: ProgramError | None = None
+    for state in states:
+        run = state._run
+        try:
+            run.wait(lambda run=run: run.done and run.returned)
+        except ProgramError as failed:
+            error = error or failed
+        if advance is not None:
+            advance()
+        if error is None:
+            yield state
+    if error is not None:
+        raise error
+
+
+def _advance_bar(total: int) -> Callable[[], None]:
+    from rich.console import Console  # slow to import, and few want it
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("programs", total=total)
+    bar.start()
+
+    def advance() -> None:
+        bar.advance(task)
+        if bar.finished:
+            bar.stop()
+
+    return advance
+
+
+@functools.lru_cache(1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="program")
+
+
+def _line_in(error: BaseException, func: Callable[..., Any]) -> int:
+    """The line of the program's own source where an exception passed through it."""
+    trace, line = error.__traceback__, 0
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == func.__code__.co_filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

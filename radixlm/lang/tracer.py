@@ -1,0 +1,92 @@
+"""Values that are not known yet, and where a program stands.
+
+While a program is traced, reading a variable gives a `Placeholder`. It can be added to text; whatever else is done with it
+would decide the program's course by a value nobody has, and raises TraceError with the line.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from radixlm.lang.errors import TraceError
+from radixlm.lang.ir import Argument, Ref
+
+_HERE = str(Path(__file__).parent)
+
+
+def line_of_program() -> int:
+    """The line of the nearest frame outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return frame.f_lineno
+
+
+class Placeholder:
+    """A generated value (`Ref`) or an argument (`Argument`) that is not there yet. `is_text`: it may be added to text.
+
+    What is refused is also written to `refusals`: a program that swallows the exception is found out all the same.
+    """
+
+    __slots__ = ("_is_text", "_node", "_refusals")
+
+    def __init__(self, node: Ref | Argument, refusals: list[TraceError], *, is_text: bool = True) -> None:
+        object.__setattr__(self, "_node", node)
+        object.__setattr__(self, "_refusals", refusals)
+        object.__setattr__(self, "_is_text", is_text)
+
+    def __add__(self, other: Any) -> Any:
+        from radixlm.lang.api import Expression, items_of  # the two define each other
+
+        return Expression(_text_of(self), *items_of(other))
+
+    def __radd__(self, other: Any) -> Any:
+        from radixlm.lang.api import Expression, items_of
+
+        return Expression(*items_of(other), _text_of(self))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse(self, f".{name}")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        _refuse(self, f".{name} = ...")
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  isinstance(value, str) must not quietly say no
+        _refuse(self, "isinstance()")
+
+
+def _refuse(self: Placeholder, what: str) -> NoReturn:
+    node = node_of(self)
+    error = TraceError(f"{what} needs the value of {node.name}, which is not there yet", line=line_of_program())
+    object.__getattribute__(self, "_refusals").append(error)
+    raise error
+
+
+def _text_of(self: Placeholder) -> Placeholder:
+    if not object.__getattribute__(self, "_is_text"):
+        _refuse(self, "adding it to text")
+    return self
+
+
+def node_of(placeholder: Placeholder) -> Ref | Argument:
+    """What it stands for."""
+    return object.__getattribute__(placeholder, "_node")
+
+
+def _refusing(name: str) -> Any:
+    def refuse(self: Placeholder, *_: object) -> NoReturn:
+        _refuse(self, name)
+
+    return refuse
+
+
+_REFUSED = (
+    "__bool__ __len__ __iter__ __contains__ __getitem__ __str__ __repr__ __format__ __bytes__ __eq__ __ne__ __lt__ __le__ "
+    "__gt__ __ge__ __hash__ __int__ __float__ __index__ __complex__ __call__ __mul__ __rmul__ __mod__ __sub__ __neg__ "
+    "__round__ __enter__ __next__ __truediv__ __floordiv__ __and__ __or__ __reversed__ __setitem__ __delitem__ __fspath__"
+)
+for _name in _REFUSED.split():
+    setattr(Placeholder, _name, _refusing(_name))
