@@ -127,28 +127,44 @@ def gen(  # noqa: PLR0913 - SGLang's signature
     list, and the text goes on with its first. `type` (int, float, bool, str, Literal, a dataclass, a pydantic model, ...)
     also makes the variable a value of that type.
     """
-    del logprob_start_len, return_text_in_logprobs  # prompts are not scored; texts are always at hand
+    given = locals()
     if choices is not None:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
-    fields = _present(
-        max_tokens=max_tokens, min_tokens=min_tokens, n=n, stop=stop, stop_token_ids=stop_token_ids,
-        stop_regex=stop_regex, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, ignore_eos=ignore_eos, seed=seed,
-        repetition_penalty=repetition_penalty, logit_bias=logit_bias, skip_special_tokens=skip_special_tokens,
-    )  # fmt: skip
+    fields = _present({field: given[field] for field in _SAMPLED})
     fields |= logprob_fields(return_logprob, top_logprobs_num)
-    shapes = _present(regex=regex, json_schema=_json(json_schema), ebnf=ebnf, structural_tag=_json(structural_tag))
-    if choice is not None:
-        shapes["choice"] = tuple(choice)
-    if dtype is not None:
-        shapes = constraint_of(dtype, fields)
-    kind = kind_of(type)
-    shapes |= kind.fields
-    if len(shapes) > 1:
-        raise ProgramError(f"{' and '.join(sorted(shapes))} are given for one gen; at most one can shape it")
+    shapes = _present({shape: _json(given[shape]) for shape in _SHAPES})
+    return Expression(GenItem(name, *_shaped(fields, shapes, dtype, kind_of(type))))
+
+
+_SAMPLED = (
+    *(
+        "max_tokens",
+        "min_tokens",
+        "n",
+        "stop",
+        "stop_token_ids",
+        "stop_regex",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+    ),
+    *("frequency_penalty", "presence_penalty", "ignore_eos", "seed", "repetition_penalty", "logit_bias"),
+    "skip_special_tokens",
+)
+_SHAPES = ("regex", "json_schema", "ebnf", "structural_tag", "choice")
+
+
+def _shaped(fields: dict[str, Any], shapes: dict[str, Any], dtype: Any, kind: Kind) -> tuple[dict[str, Any], Kind]:
+    """The fields with the one constraint that is asked for."""
+    asked = [*shapes, *(("dtype",) if dtype is not None else ()), *(("type",) if kind.fields else ())]
+    if len(asked) > 1:
+        raise ProgramError(f"{' and '.join(asked)} are given for one gen; at most one can shape it")
     if "regex" in shapes:
         _check_regex(shapes["regex"])
-    return Expression(GenItem(name, {**fields, **shapes}, kind))
+    if dtype is not None:
+        shapes = constraint_of(dtype, fields)
+    return {**fields, **shapes, **kind.fields}, kind
 
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, **how: Any) -> Expression:
@@ -253,14 +269,12 @@ def sampling_of(fields: Mapping[str, Any]) -> SamplingParams:
         raise ProgramError(f"gen: {error}") from None
 
 
-def _present(**fields: Any) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value is not None
-    }
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: list(value) if isinstance(value, tuple) else value for n, value in fields.items() if value is not None}
 
 
-def _json(value: str | Mapping[str, Any] | None) -> str | None:
-    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+def _json(value: Any) -> Any:
+    return msgspec.json.encode(value).decode() if isinstance(value, Mapping) else value
 
 
 def _check_regex(pattern: str) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-import msgspec
-
 from radixlm.errors import InvalidRequest
 from radixlm.text.template import ChatOptions, ChatTemplate
 
@@ -38,9 +36,9 @@ class Chat(Protocol):
 class TemplateChat:
     """By a chat template, with these tools. Raises InvalidRequest for roles that the template refuses."""
 
-    def __init__(self, template: ChatTemplate, tools: Sequence[msgspec.Raw] = ()) -> None:
+    def __init__(self, template: ChatTemplate, tools: Sequence[dict[str, Any]] = ()) -> None:
         self._template = template
-        self._tools: list[dict[str, Any]] = [msgspec.json.decode(tool) for tool in tools]
+        self._tools = list(tools)
         self.before = lru_cache(4096)(self._before)
         self.after = lru_cache(4096)(self._after)
         self._trims: bool | None = None

@@ -6,14 +6,14 @@ from radixlm.errors import Error, InvalidRequest
 
 
 class ProgramError(Error):
-    """A program cannot go on. `code` and `status` are those of the error underneath (`__cause__`, where there is one)."""
+    """A program cannot go on. `reason` is what went wrong without the place; `code` and `status` are those of its cause."""
 
     def __init__(
         self, message: str, *, program: str = "", line: int = 0, node: str = "", cause: Error | None = None
     ) -> None:
         where = ", ".join(text for text in (program and f"program {program}", line and f"line {line}", node) if text)
         super().__init__(f"{where}: {message}" if where else message)
-        self.program, self.line, self.node = program, line, node
+        self.reason, self.program, self.line, self.node = message, program, line, node
         kind = cause if cause is not None else InvalidRequest
         self.code, self.status, self.type = kind.code, kind.status, kind.type
 

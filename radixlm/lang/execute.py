@@ -194,7 +194,7 @@ class _Runner:
 
     async def run(self) -> None:
         for segment in self._instance.compiled.segments[self._id]:
-            await self._at(segment.nodes[-1:], self._segment(segment))
+            await self._at((segment.gens or segment.nodes)[:1], self._segment(segment))
             if segment.last is not None:
                 await self._at((segment.last,), self._control(segment.last))
         self._emit(BranchEvent(self._instance.index, self._id, self._sequence.freeze()))
@@ -206,17 +206,15 @@ class _Runner:
         except ProgramError as error:
             if error.program:
                 raise
-            raise self._named(error, nodes[-1]) from error
+            raise self._named(error, error.reason, nodes[0]) from error
         except Error as error:
-            if not nodes:
-                raise
-            raise self._named(error, nodes[-1]) from error
+            raise self._named(error, error.message, nodes[0]) from error
 
-    def _named(self, error: Error, node: Node) -> ProgramError:
+    def _named(self, error: Error, reason: str, node: Node) -> ProgramError:
         where = {"program": self._instance.program.name, "line": node.line, "node": describe(node)}
         if isinstance(error, Unsupported):
-            return Unsupported(error.message, **where)
-        return ProgramError(error.message, **where, cause=error)
+            return Unsupported(reason, **where)
+        return ProgramError(reason, **where, cause=error)
 
     # -- a segment ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ unique on their branch (a second `gen("x")` is recorded as `x@2`). All of it is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -175,7 +175,7 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     version: int = VERSION
     branches: tuple[Branch, ...]
     stream: bool = False  # send text as it comes, not only whole values
-    tools: tuple[msgspec.Raw, ...] = ()  # JSON descriptions for the chat template
+    tools: tuple[dict[str, Any], ...] = ()  # descriptions for the chat template
 
     def nodes(self) -> Iterator[tuple[Branch, Node]]:
         """Every node with its branch."""

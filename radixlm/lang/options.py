@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from radixlm.lang.api import logprob_fields
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.run import Settings
@@ -59,7 +57,7 @@ class Signature:
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
         ):
             raise ProgramError("a program's first parameter is its state, s", program=self.name)
-        self._tools = tuple(msgspec.Raw(msgspec.json.encode(described(tool))) for tool in tools)
+        self._tools = tuple(described(tool) for tool in tools)
         self._parameters = {p.name: p for p in parameters[1:]}
         self._bound = dict(bound)
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)

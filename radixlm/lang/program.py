@@ -22,7 +22,7 @@ from radixlm.lang.options import Call, Signature
 from radixlm.lang.plan import Plan
 from radixlm.lang.run import Run, fly
 from radixlm.lang.state import ProgramState
-from radixlm.lang.tracer import Placeholder, line_of_program
+from radixlm.lang.tracer import Placeholder, catching_line, line_of_program
 
 MAX_THREADS = 64
 _BATCH = 256  # programs sent together
@@ -81,6 +81,7 @@ class SglFunction:
             _launch(backend, [state])
         elif call.settings.stream:
             state = self._live(call, backend)
+            state._run.writer = 0  # known once it runs
             threading.Thread(target=self._interpret_safely, args=(state, call), name=self.name, daemon=True).start()
         else:
             state = self._live(call, backend)
@@ -165,9 +166,13 @@ class SglFunction:
             if not run.num_reads:
                 raise
             run.refusals.append(TraceError(f"{type(error).__name__}: {error}", line=_line_in(error, self.func)))
+        if run.num_reads and not run.refusals and (line := catching_line(self.func)):
+            run.refusals.append(
+                TraceError("it catches exceptions, so what it does with values cannot be seen", line=line)
+            )
         if run.refusals:
             refusal = run.refusals[0]
-            self._dependent = TraceError(refusal.message, program=self.name) if not refusal.program else refusal
+            self._dependent = TraceError(refusal.reason, program=self.name, line=refusal.line)
             return None
         run.live = run.returned = True
         return state
@@ -191,6 +196,7 @@ class SglFunction:
 
     def _interpret_safely(self, state: ProgramState, call: Call) -> None:
         """In a thread of its own: what the function raises reaches whoever waits for the state."""
+        state._run.writer = threading.get_ident()
         try:
             state._returned = self.func(state, **call.arguments)
             state._run.flush()
@@ -223,9 +229,13 @@ class SglFunction:
             run.refusals.append(
                 TraceError("an argument that is not given was used for more than text", program=self.name)
             )
+        if run.num_reads and not run.refusals and (line := catching_line(self.func)):
+            run.refusals.append(
+                TraceError("it catches exceptions, so what it does with values cannot be seen", line=line)
+            )
         if run.refusals:
             refusal = run.refusals[0]
-            raise TraceError(refusal.message, program="" if refusal.program else self.name) from None
+            raise TraceError(refusal.reason, program=self.name, line=refusal.line) from None
         return Plan(run)
 
     compile = trace

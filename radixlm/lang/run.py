@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -61,7 +62,7 @@ class Settings:
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stream: bool = False
     timeout_s: float | None = None
-    tools: tuple[msgspec.Raw, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass
@@ -91,6 +92,7 @@ class Run:
         self.refusals: list[TraceError] = []
         self.num_reads = 0  # placeholders given out
         self.returned = False  # the program's function has returned
+        self.writer: int | None = None  # the thread that runs it, where that is not the caller's
         self._deadline = time.monotonic() + settings.timeout_s if settings.timeout_s is not None else None
         self._num_flights = 0
         self._futures: list[Future[None]] = []
@@ -189,7 +191,7 @@ class Run:
         """The same error with the program's name and line."""
         if error.program:
             return error
-        return type(error)(error.message, program=self.name, line=error.line or line, node=error.node)
+        return type(error)(error.reason, program=self.name, line=error.line or line, node=error.node)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,11 @@ class Run:
         except KeyboardInterrupt:
             self.cancel("interrupted")
             raise
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this thread sees all that will be written before it reads: it writes itself, or the writer is done."""
+        return self.returned or self.writer in (None, threading.get_ident())
 
     def refuse_live(self, what: str) -> None:
         """Raises TraceError while the program is traced: `what` needs values."""

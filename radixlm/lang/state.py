@@ -91,14 +91,24 @@ class ProgramState:
 
     def get_var(self, name: str) -> Any:
         """The value of a variable; waits for it. Raises ProgramError if the program has none of this name."""
-        variables = self._track.variables
-        if name not in variables:
-            known = ", ".join(map(str, variables)) or "none"
-            error = ProgramError(f"there is no variable {name}; known here: {known}", node=f"read of {name}")
-            raise self._run.ledger.error or self._run.error(error, line_of_program())
-        return self._run.read(variables[name], name)
+        variables, run = self._track.variables, self._run
+        run.wait(lambda: name in variables or run.is_written)
+        self._known(name)
+        return run.read(variables[name], name)
 
     __getitem__ = get_var
+
+    def _known(self, name: str) -> None:
+        if name not in self._track.variables:
+            known = ", ".join(map(str, self._track.variables)) or "none"
+            error = ProgramError(f"there is no variable {name}; known here: {known}", node=f"read of {name}")
+            raise self._run.ledger.error or self._run.error(error, line_of_program())
+
+    def _generated_of(self, name: str) -> Generated:
+        variable = self._track.variables[name]
+        if type(variable) is not Generated:
+            raise self._run.error(ProgramError(f"{name} was not generated"), line_of_program())
+        return variable
 
     def __contains__(self, name: str) -> bool:
         return name in self._track.variables
@@ -136,9 +146,7 @@ class ProgramState:
         """How a variable came about: tokens, finish reason, log probabilities; a list for several answers. Waits for it."""
         self._run.refuse_live("get_meta_info()")
         self.get_var(name)
-        variable = self._track.variables[name]
-        if type(variable) is not Generated:
-            raise self._run.error(ProgramError(f"{name} was not generated"), line_of_program())
+        variable = self._generated_of(name)
         run, where = self._run, (variable.branch, variable.key)
         track = run.tracks[variable.branch]
         run.wait(lambda: where in run.ledger.usages or run.is_landed(track) or run.done)
@@ -166,6 +174,7 @@ class ProgramState:
     def _settle(self, what: str) -> None:
         self._run.refuse_live(what)
         run, track = self._run, self._track
+        run.wait(lambda: run.is_written)
         run.flush_for(lambda: run.is_landed(track))
 
     def explain(self, form: str = "text") -> str:
@@ -201,12 +210,9 @@ class ProgramState:
 
     def _feed(self, var_name: str | None) -> _Feed:
         self._run.refuse_live("streaming")
-        self._run.flush()
-        if var_name is None:
-            return _Feed(self._run, self._track, None)
-        if var_name not in self._track.variables:
-            self.get_var(var_name)
-        return _Feed(self._run, self._track, self._track.variables[var_name])
+        if self._run.is_written:
+            self._run.flush()
+        return _Feed(self._run, self, var_name)
 
 
 _END = object()
@@ -215,48 +221,66 @@ _END = object()
 class _Feed:
     """Reads a branch's text events in order. `next` gives an event, None if it must wait until `ready`, or _END."""
 
-    def __init__(self, run: Run, track: Track, variable: Any) -> None:
+    def __init__(self, run: Run, state: ProgramState, name: str | None) -> None:
         self._run = run
-        self._track = run.tracks[variable.branch] if type(variable) is Generated else track
-        self._key = variable.key if type(variable) is Generated else None
+        self._state = state
+        self._name = name
         self._place = 0
-        self._over = False
         self._spoke = False
 
     def ready(self) -> bool:
         """Whether `next` would give something."""
-        return len(self._run.ledger.texts[self._track.id]) > self._place or self._complete()
+        return self._variable is not None and (len(self._events) > self._place or self._complete)
 
     def next(self) -> Any:
-        events = self._run.ledger.texts[self._track.id]
+        """See the class."""
+        variable = self._variable
+        if variable is None:
+            return None if self._run.ledger.error is None else self._state.get_var(str(self._name))
+        complete, events = self._complete, self._events  # in this order: nothing follows once it is complete
         while self._place < len(events):
             event = events[self._place]
             self._place += 1
-            if self._key is None or event.name == self._key:
+            if self._name is None or event.name == variable.key:
                 self._spoke = True
                 return event
-        if self._over:
+        if self._spoke and complete:
             return _END
         if self._run.ledger.error is not None:
             raise self._run.ledger.error
-        if not self._complete():
-            return None
-        self._over = True
-        return None if self._spoke and self.ready() else self._rest()
+        return self._rest(variable) if complete else None
 
+    @property
+    def _variable(self) -> Generated | None:
+        """What is read; None if the program has not written it yet."""
+        if self._name is None:
+            return Generated(self._state._track.id, "")
+        if self._name in self._state._track.variables or self._run.is_written:
+            self._state._known(self._name)
+            return self._state._generated_of(self._name)
+        return None
+
+    @property
+    def _events(self) -> list[TextEvent]:
+        variable = self._variable
+        return [] if variable is None else self._run.ledger.texts[variable.branch]
+
+    @property
     def _complete(self) -> bool:
-        if self._key is not None:
-            return (self._track.id, self._key) in self._run.ledger.values
-        return self._run.is_landed(self._track)
+        variable = self._variable
+        if variable is None:
+            return False
+        if self._name is not None:
+            return (variable.branch, variable.key) in self._run.ledger.values
+        return self._run.is_written and self._run.is_landed(self._state._track)
 
-    def _rest(self) -> Any:
+    def _rest(self, variable: Generated) -> TextEvent:
         """The whole text at once, where nothing was streamed."""
-        events = self._run.ledger.texts[self._track.id]
-        if self._spoke or len(events) > self._place:
-            return None if len(events) > self._place else _END
-        ledger, where = self._run.ledger, (self._track.id, self._key or "")
-        text = ledger.values[where] if self._key is not None else ledger.contexts[self._track.id].text
-        return TextEvent(0, self._track.id, text if isinstance(text, str) else text[0])
+        ledger = self._run.ledger
+        named = ledger.values[variable.branch, variable.key] if self._name is not None else None
+        text = ledger.contexts[variable.branch].text if named is None else named
+        self._spoke = True
+        return TextEvent(0, variable.branch, text if isinstance(text, str) else text[0], variable.key)
 
 
 class ProgramStateGroup:

@@ -6,7 +6,9 @@ would decide the program's course by a value nobody has, and raises TraceError w
 
 from __future__ import annotations
 
+import dis
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +24,17 @@ def line_of_program() -> int:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
     return frame.f_lineno
+
+
+def catching_line(function: Callable[..., Any]) -> int:
+    """The line of a function's first `except`, 0 if it has none: it could swallow what a Placeholder makes C code raise."""
+    before, line = "", 0
+    for instruction in dis.get_instructions(function):
+        line = instruction.positions.lineno or line if instruction.positions else line
+        if instruction.opname == "CHECK_EXC_MATCH" or (before, instruction.opname) == ("PUSH_EXC_INFO", "POP_TOP"):
+            return line
+        before = instruction.opname
+    return 0
 
 
 class Placeholder:

@@ -22,6 +22,7 @@ from radixlm.serve.health import Health
 from radixlm.serve.native import Native
 from radixlm.serve.openai import OpenAI
 from radixlm.serve.openapi import OpenApi
+from radixlm.serve.programs import Programs
 from radixlm.serve.routes import Row
 from radixlm.serve.site import Site
 
@@ -32,7 +33,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     """All routes over one frontend. `app.state` has the Health and the table of rows."""
     health = Health(frontend, config)
     rows = [*_native(Native(frontend, config)), *_openai(OpenAI(frontend, config)), *_health(health)]
-    rows += [*Cache(frontend, config).rows(), *Site(frontend).rows()]
+    rows += [*Cache(frontend, config).rows(), *Site(frontend).rows(), *Programs(frontend, config).rows()]
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     guard = Guard(config)

@@ -31,11 +31,11 @@ class EngineModel:
         self._namespace = namespace
         self._encoder = Encoder(frontend.tokenizer)
         self._door = asyncio.Lock()
-        self._chat = lru_cache(64)(lambda tools: TemplateChat(frontend.template, [msgspec.Raw(t) for t in tools]))
+        self._chat = lru_cache(64)(lambda tools: TemplateChat(frontend.template, msgspec.json.decode(tools)))
 
     def chat(self, program: Program) -> TemplateChat:
         """As `Model.chat`."""
-        return self._chat(tuple(bytes(tool) for tool in program.tools))
+        return self._chat(msgspec.json.encode(program.tools))
 
     def tokens(self, before: Held, more: str = "") -> list[int]:
         """What stands before, and a literal behind it, as tokens."""

@@ -1,0 +1,62 @@
+"""Programs on a RadixLM server: it takes them whole, and values come back as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+
+from radixlm.errors import Error
+from radixlm.lang.backends.api import submit_shared
+from radixlm.lang.backends.wire import Address
+from radixlm.lang.explain import Measure
+from radixlm.lang.ir import Event, Program
+
+T = TypeVar("T")
+
+
+_event = msgspec.json.Decoder(Event)
+
+
+class HttpBackend:
+    """`url` is the server's, `api_key` what it asks for, if it does."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.address = Address(url.rstrip("/").removesuffix("/v1"), api_key or "")
+
+    async def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
+        """As `Backend.execute`. Raises NotReady if the server cannot be reached or breaks off, Error with its own words."""
+        body = {"programs": programs, "stream": True}
+        async with aclosing(self.address.events("/v1/programs", body)) as events:
+            async for data in events:
+                yield _decoded(data)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """As `Backend.submit`."""
+        return submit_shared(work)
+
+    def measure(self, program: Program) -> Measure:
+        """As `Backend.measure`: characters, for the tokenizer is at the other end."""
+        del program
+        return Measure()
+
+    async def flush_cache(self) -> None:
+        """As `Backend.flush_cache`."""
+        await self.address.post("/flush_cache", {})
+
+    async def server_info(self) -> dict[str, Any]:
+        """As `Backend.server_info`."""
+        return await self.address.get("/server_info")
+
+    def close(self) -> None:
+        """Nothing stays open between programs."""
+
+
+def _decoded(data: bytes) -> Event:
+    try:
+        return _event.decode(data)
+    except msgspec.ValidationError as error:
+        raise Error(f"the server's event is none that this version knows ({error}): {data[:200]!r}") from None

@@ -1,0 +1,65 @@
+"""What backends of other servers share: programs run here, every generated part is one request with the text so far."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import msgspec
+
+from radixlm.lang.backends.api import submit_shared
+from radixlm.lang.errors import Unsupported
+from radixlm.lang.execute import Model, execute
+from radixlm.lang.explain import Measure
+from radixlm.lang.ir import Event, Program
+from radixlm.types import Finish, SamplingParams
+
+T = TypeVar("T")
+DEFAULTS = SamplingParams()
+
+
+class RemoteBackend:
+    """A `Backend` around a `Model` that asks a server."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
+        """As `Backend.execute`."""
+        return execute(self.model, programs)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """As `Backend.submit`."""
+        return submit_shared(work)
+
+    def measure(self, program: Program) -> Measure:
+        """As `Backend.measure`: characters, for the tokenizer is at the other end."""
+        del program
+        return Measure()
+
+    def close(self) -> None:
+        """Nothing stays open between programs."""
+
+
+def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict[str, Any]:
+    """What differs from the defaults, under the server's names. Raises Unsupported for what it has no name for."""
+    found: dict[str, Any] = {}
+    for field, value in msgspec.to_builtins(sampling).items():
+        if field not in names:
+            raise Unsupported(
+                f"{who} cannot do {field}; leave it out, or use a backend that can (LocalBackend, HttpBackend)"
+            )
+        if value != msgspec.to_builtins(getattr(DEFAULTS, field)):
+            found[names[field]] = value
+    return found
+
+
+def finish_of(reason: Any) -> Finish | None:
+    """A server's finish reason, as text or as {type, matched}."""
+    if reason is None:
+        return None
+    kind, matched = (reason.get("type"), reason.get("matched")) if isinstance(reason, dict) else (reason, None)
+    if kind in ("stop", "length", "abort"):
+        return Finish(kind, matched=matched)
+    return Finish("stop", message=str(kind))
