@@ -132,8 +132,7 @@ def gen(  # noqa: PLR0913 - SGLang's signature
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
     fields = _present({field: given[field] for field in _SAMPLED})
     fields |= logprob_fields(return_logprob, top_logprobs_num)
-    shapes = _present({shape: _json(given[shape]) for shape in _SHAPES})
-    return Expression(GenItem(name, *_shaped(fields, shapes, dtype, kind_of(type))))
+    return Expression(GenItem(name, *_shaped(fields, given, dtype, kind_of(type))))
 
 
 _SAMPLED = (
@@ -155,8 +154,9 @@ _SAMPLED = (
 _SHAPES = ("regex", "json_schema", "ebnf", "structural_tag", "choice")
 
 
-def _shaped(fields: dict[str, Any], shapes: dict[str, Any], dtype: Any, kind: Kind) -> tuple[dict[str, Any], Kind]:
+def _shaped(fields: dict[str, Any], given: dict[str, Any], dtype: Any, kind: Kind) -> tuple[dict[str, Any], Kind]:
     """The fields with the one constraint that is asked for."""
+    shapes = _present({shape: _json(given[shape]) for shape in _SHAPES})
     asked = [*shapes, *(("dtype",) if dtype is not None else ()), *(("type",) if kind.fields else ())]
     if len(asked) > 1:
         raise ProgramError(f"{' and '.join(asked)} are given for one gen; at most one can shape it")

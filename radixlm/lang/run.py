@@ -78,6 +78,11 @@ class Track:
     flight: Future[None] | None = None  # the last one
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
+    def know(self, name: str | None, variable: Generated) -> None:
+        """A variable has a value from here on; what has no name is none."""
+        if name:
+            self.variables[name] = variable
+
 
 class Run:
     """See the module. Recorded by one thread."""
@@ -89,8 +94,7 @@ class Run:
         self.live = live
         self.ledger = Ledger()
         self.tracks = [Track(0, {})]
-        self.refusals: list[TraceError] = []
-        self.num_reads = 0  # placeholders given out
+        self.refusals, self.num_reads = list[TraceError](), 0  # what placeholders refused, and how many were given out
         self.returned = False  # the program's function has returned
         self.writer: int | None = None  # the thread that runs it, where that is not the caller's
         self._deadline = time.monotonic() + settings.timeout_s if settings.timeout_s is not None else None
@@ -122,7 +126,7 @@ class Run:
             key = self.key(track, item.name)
             how = {"method": item.method.name, "temperature": item.temperature, "seed": item.seed}
             track.nodes.append(Select(name=key, options=item.options, line=line, **how))
-            self._know(track, item.name, Generated(track.id, key, method=item.method.name))
+            track.know(item.name, Generated(track.id, key, method=item.method.name))
         elif isinstance(item, RoleItem):
             self._role(track, item.role, line)
         else:
@@ -132,7 +136,7 @@ class Run:
         key = self.key(track, item.name if name is None else name)
         sampling = sampling_of({**self.settings.sampling, **item.fields})
         track.nodes.append(Gen(name=key, sampling=sampling, line=line))
-        self._know(track, item.name, Generated(track.id, key, item.kind))
+        track.know(item.name, Generated(track.id, key, item.kind))
         return key
 
     def _role(self, track: Track, role: str | None, line: int) -> None:
@@ -151,18 +155,14 @@ class Run:
             source = self._gen(track, inner, line, f"{name}@raw")
             key = self.key(track, name)
             track.nodes.append(Reason(name=key, source=source, model_type=item.model_type, line=line))
-            self._know(track, name, Generated(track.id, key, inner.kind))
-            self._know(track, f"{name}_reasoning_content", Generated(track.id, f"{key}_reasoning_content"))
+            track.know(name, Generated(track.id, key, inner.kind))
+            track.know(f"{name}_reasoning_content", Generated(track.id, f"{key}_reasoning_content"))
 
     def key(self, track: Track, name: str | None) -> str:
         """A name that is unique on the branch: x, x@2, x@3, ..., and #1, #2, ... for what has no name."""
         base = name or "#"
         track.counts[base] = count = track.counts.get(base, 0) + 1
         return f"#{count}" if not name else name if count == 1 else f"{name}@{count}"
-
-    def _know(self, track: Track, name: str | None, variable: Generated) -> None:
-        if name:
-            track.variables[name] = variable
 
     def begin(self, track: Track, name: str) -> str:
         """A scope begins; gives the key to end it with."""
@@ -173,7 +173,7 @@ class Run:
     def end(self, track: Track, name: str, key: str) -> None:
         """The scope ends: its text is variable `name`, if that is not empty."""
         track.nodes.append(End(name=key, line=line_of_program()))
-        self._know(track, name, Generated(track.id, key))
+        track.know(name, Generated(track.id, key))
 
     def fork(self, track: Track, count: int) -> list[Track]:
         """New branches that begin here."""
