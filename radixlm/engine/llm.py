@@ -165,15 +165,15 @@ class LLM:
 
         Messages are pinned as the beginning of a conversation. Raises PinRefused where the quota (`pin_share`) is spent.
         """
-        return self._wait(self._frontend.pin(as_prefix(prompt, namespace), ttl_s))
+        return self._wait(self.frontend.pin(as_prefix(prompt, namespace), ttl_s))
 
     def unpin(self, pin: Pin | None = None) -> int:
         """Lets a pin go, or all; returns how many there were."""
-        return self._wait(self._frontend.unpin(pin.id if pin is not None else None))
+        return self._wait(self.frontend.unpin(pin.id if pin is not None else None))
 
     def cache(self, most: int = 32) -> Report:
         """What the prefix cache holds: totals, hit rates over windows, and the prefixes that saved most tokens."""
-        return self._wait(report(self._frontend, most))
+        return self._wait(report(self.frontend, most))
 
     def close(self) -> None:
         """Ends open requests, the engine and its threads. Later calls raise NotReady."""
