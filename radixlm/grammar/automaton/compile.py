@@ -9,6 +9,7 @@ from radixlm.grammar.api import Constraint, TokenVocabulary, Unsupported
 from radixlm.grammar.automaton.matcher import AutomatonGrammar
 from radixlm.grammar.automaton.nfa import regex_nfa
 from radixlm.grammar.automaton.program import Builder, Program
+from radixlm.grammar.schema.compile import compile_schema
 
 
 def regex_program(pattern: str) -> Program:
@@ -27,17 +28,20 @@ def choice_program(texts: list[str]) -> Program:
     return builder.build()
 
 
-def _program(constraint: Constraint) -> Program:
-    if constraint.kind == "regex":
-        return regex_program(constraint.text)
-    if constraint.kind == "choice":
-        return choice_program(json.loads(constraint.text))
-    raise Unsupported(f"{constraint.kind} is no regular constraint")
-
-
 def compile_automaton(constraint: Constraint, vocabulary: TokenVocabulary) -> AutomatonGrammar:
     """Raises InvalidRequest for a constraint that is wrong or that no text matches, Unsupported for one not taken."""
-    grammar = AutomatonGrammar(_program(constraint), vocabulary)
+    not_enforced: tuple[str, ...] = ()
+    match constraint.kind:
+        case "regex":
+            program = regex_program(constraint.text)
+        case "choice":
+            program = choice_program(json.loads(constraint.text))
+        case "json_schema":
+            schema = compile_schema(constraint.text)
+            program, not_enforced = schema.program, schema.not_enforced
+        case kind:
+            raise Unsupported(f"{kind} is not for an automaton")
+    grammar = AutomatonGrammar(program, vocabulary, not_enforced)
     if grammar.is_empty:
         raise InvalidRequest(f"no text matches this {constraint.kind}", param=constraint.kind)
     return grammar

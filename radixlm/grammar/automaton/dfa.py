@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 from radixlm.grammar.api import Unsupported
@@ -17,6 +18,8 @@ MAX_WORK = 200_000  # edges and places looked at while one automaton is made
 
 State = TypeVar("State", bound=Hashable)
 Edges = tuple[tuple[CharSet, int], ...]
+_Pair = tuple[int | None, int | None]
+_BOTH_STARTS: _Pair = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +83,7 @@ def explore(
 def parted(sets: Iterable[CharSet]) -> list[CharSet]:
     """Disjoint sets, so that each of the given ones is a union of some."""
     borders = sorted({border for chars in sets for low, high in chars for border in (low, high + 1)})
-    pieces = [(low, high - 1) for low, high in zip(borders, borders[1:])]
+    pieces = [(low, high - 1) for low, high in pairwise(borders)]
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     given = list(sets)
     for piece in pieces:
@@ -117,9 +120,8 @@ def of_nfa(nfa: Nfa) -> Dfa:
 
 def combine(one: Dfa, other: Dfa, accepts: Callable[[bool, bool], bool]) -> Dfa:
     """The texts for which `accepts(in one, in other)`. What neither of them reads is refused, so it must not hold there."""
-    Pair = tuple[int | None, int | None]
 
-    def edges(pair: Pair) -> Iterable[tuple[CharSet, Pair]]:
+    def edges(pair: _Pair) -> Iterable[tuple[CharSet, _Pair]]:
         mine: Sequence[tuple[CharSet, int]] = () if pair[0] is None else one.edges[pair[0]]
         theirs: Sequence[tuple[CharSet, int]] = () if pair[1] is None else other.edges[pair[1]]
         for chars, to in mine:
@@ -138,10 +140,10 @@ def combine(one: Dfa, other: Dfa, accepts: Callable[[bool, bool], bool]) -> Dfa:
                 if rest:
                     yield rest, (None, its)
 
-    def accepting(pair: Pair) -> bool:
+    def accepting(pair: _Pair) -> bool:
         return accepts(pair[0] is not None and one.accepting[pair[0]], pair[1] is not None and other.accepting[pair[1]])
 
-    return trimmed(explore((0, 0), edges, accepting))
+    return trimmed(explore(_BOTH_STARTS, edges, accepting))
 
 
 def trimmed(dfa: Dfa) -> Dfa:

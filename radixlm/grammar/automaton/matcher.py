@@ -55,10 +55,11 @@ class Walk:
 
 
 class AutomatonGrammar:
-    """A program for one vocabulary."""
+    """A program for one vocabulary. `not_enforced`: pointers of the schema keywords that it leaves out."""
 
-    def __init__(self, program: Program, vocabulary: TokenVocabulary) -> None:
+    def __init__(self, program: Program, vocabulary: TokenVocabulary, not_enforced: tuple[str, ...] = ()) -> None:
         self.vocabulary = vocabulary
+        self.not_enforced = not_enforced
         self._program = program
         self._walk = Walk(program, vocabulary)
 

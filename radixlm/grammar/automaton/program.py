@@ -57,8 +57,8 @@ class Builder:
     """Adds states one by one. Raises Unsupported when there are more than MAX_STATES."""
 
     def __init__(self) -> None:
-        self._ranges: list[list[tuple[int, int, int]]] = []
-        self._moves: list[list[tuple[int, int]]] = []
+        self._ranges: list[list[int]] = []  # of each state: low | high << 8 | target << 16
+        self._moves: list[list[int]] = []  # of each state: target | (way back + 1) << 32
         self._ends: list[int] = []
         self._pieces: dict[tuple[CharSet, bool], int] = {}
         self.start = self.state()
@@ -77,27 +77,27 @@ class Builder:
         return state
 
     def read(self, source: int, low: int, high: int, target: int) -> None:
-        self._ranges[source].append((low, high, target))
+        self._ranges[source].append(low | high << 8 | target << 16)
 
     def move(self, source: int, target: int) -> None:
-        self._moves[source].append((target, -1))
+        self._moves[source].append(target)
 
     def call(self, source: int, entry: int, back: int) -> None:
         """From `source` run the piece at `entry`, and go on at `back`."""
-        self._moves[source].append((entry, back))
+        self._moves[source].append(entry | (back + 1) << 32)
 
     def text(self, source: int, text: bytes) -> int:
         """The state after reading `text`."""
         for byte in text:
             target = self.state()
-            self._ranges[source].append((byte, byte, target))
+            self._ranges[source].append(byte | byte << 8 | target << 16)
             source = target
         return source
 
     def chars(self, source: int, chars: CharSet, target: int, *, json: bool = False) -> None:
         """Reads one character of a set; with `json` as it stands inside a JSON string, in its only spelling."""
-        ascii_ranges, rest = _split(chars, json)
-        self._ranges[source] += [(low, high, target) for low, high in ascii_ranges]
+        one_byte, rest = _split(chars, json)
+        self._ranges[source] += [each | target << 16 for each in one_byte]
         if rest:
             self.call(source, self._piece(rest, json), target)
 
@@ -133,41 +133,40 @@ class Builder:
             self.read(last, ord(spelled[-1]), ord(spelled[-1]), end)
 
     def build(self) -> Program:
-        ranges = [each for state in self._ranges for each in state]
-        moves = [each for state in self._moves for each in state]
-        table = np.array(ranges, dtype=np.int32).reshape(-1, 3)
-        edges = np.array(moves, dtype=np.int32).reshape(-1, 2)
+        ranges = np.array([each for state in self._ranges for each in state], dtype=np.int64)
+        moves = np.array([each for state in self._moves for each in state], dtype=np.int64)
+        low, high = ranges & 0xFF, ranges >> 8 & 0xFF
         border = np.zeros(257, dtype=bool)
-        border[table[:, 0]] = border[table[:, 1] + 1] = True
+        border[low] = border[high + 1] = True
         border[0] = False
         class_of = np.cumsum(border)[:256]
         is_end = np.zeros(len(self._ranges), dtype=np.uint8)
         is_end[self._ends] = 1
         return Program(
             range_offset=_offsets(self._ranges),
-            low=table[:, 0].astype(np.uint8),
-            high=table[:, 1].astype(np.uint8),
-            target=table[:, 2].copy(),
+            low=low.astype(np.uint8),
+            high=high.astype(np.uint8),
+            target=(ranges >> 16).astype(np.int32),
             move_offset=_offsets(self._moves),
-            move_to=edges[:, 0].copy(),
-            move_back=edges[:, 1].copy(),
+            move_to=(moves & 0xFFFFFFFF).astype(np.int32),
+            move_back=(moves >> 32).astype(np.int32) - 1,
             is_end=is_end,
             class_of=class_of.astype(np.uint8),
             byte_of=np.unique(class_of, return_index=True)[1].astype(np.uint8),
         )
 
 
-def _offsets(lists: list[list[tuple[int, int, int]]] | list[list[tuple[int, int]]]) -> IntArray:
+def _offsets(lists: list[list[int]]) -> IntArray:
     offsets = np.zeros(len(lists) + 1, dtype=np.int32)
-    np.cumsum([len(each) for each in lists], out=offsets[1:])
+    np.cumsum(list(map(len, lists)), out=offsets[1:])
     return offsets
 
 
 @lru_cache(maxsize=1024)
-def _split(chars: CharSet, json: bool) -> tuple[CharSet, CharSet]:
-    """What is read as one byte, and the rest."""
-    ascii_ranges = charset.intersect(_bare(chars) if json else chars, charset.ASCII)
-    return ascii_ranges, charset.intersect(chars, charset.complement(ascii_ranges))
+def _split(chars: CharSet, json: bool) -> tuple[tuple[int, ...], CharSet]:
+    """What is read as one byte, as ranges low | high << 8, and the rest."""
+    one_byte = charset.intersect(_bare(chars) if json else chars, charset.ASCII)
+    return tuple(low | high << 8 for low, high in one_byte), charset.intersect(chars, charset.complement(one_byte))
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Union
+from typing import Union, cast
 from urllib.parse import unquote, urldefrag, urljoin
 
 from radixlm.errors import InvalidRequest
@@ -51,7 +51,11 @@ class Sub:
 
     def child(self, *keys: str) -> str:
         """The pointer of a part."""
-        return self.pointer + "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys)
+        return self.pointer + "".join("/" + _escaped(key) for key in keys)
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 class Refused(Exception):
@@ -60,6 +64,7 @@ class Refused(Exception):
     def __init__(self, pointer: str, reason: str) -> None:
         super().__init__(f"{pointer or '/'}: {reason}")
         self.pointer = pointer
+        self.reason = reason
 
 
 def read(text: str) -> Json:
@@ -86,8 +91,10 @@ class Document:
         self._value = value
         base = ""
         declared = value.get("$schema") if isinstance(value, dict) else None
-        old = re.search(r"draft-0([3-7])", declared) if isinstance(declared, str) else None
-        self._draft = int(old[1]) if old else 2020
+        draft = re.search(r"json-schema\.org/(?:draft-0([3-7])|)", declared) if isinstance(declared, str) else None
+        if isinstance(declared, str) and not draft:
+            raise Refused("/$schema", f"what the keywords of {declared} mean is not known")
+        self._draft = int(draft[1]) if draft and draft[1] else 2020
         self._places[base] = ("", value)
         self._index(self.sub("", value, base), 0)
         self.root = self.sub("", value, base)
@@ -109,6 +116,13 @@ class Document:
         if base not in scope and any(len(bases) > 1 and base in bases for bases in self._dynamic.values()):
             scope = (*scope, base)
         return Sub(pointer, base, value, scope)
+
+    def below(self, sub: Sub, keys: tuple[str, ...]) -> Sub:
+        """A part of a schema as a schema."""
+        pointer, value = sub.pointer, cast(Json, sub.value)
+        for key in keys:
+            pointer, value = self._descend(pointer, value, _escaped(key), sub.pointer)
+        return self.sub(pointer, value, sub.base, sub.scope)
 
     def _index(self, sub: Sub, depth: int) -> None:
         if depth > MAX_DEPTH:

@@ -7,14 +7,15 @@ harmless: each value fits its key, and the last property is the one that a condi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from radixlm.grammar.api import Unsupported
 from radixlm.grammar.automaton.nfa import regex_nfa
 from radixlm.grammar.automaton.program import Builder, Program
 from radixlm.grammar.schema.document import Refused, quoted
-from radixlm.grammar.schema.keywords import Schema
+from radixlm.grammar.schema.evaluate import Schema
 from radixlm.grammar.schema.languages import (
     INTEGER,
     INTEGERS,
@@ -27,7 +28,6 @@ from radixlm.grammar.schema.languages import (
     Multiple,
     Words,
     both,
-    matches,
     negate,
     number_dfa,
     positive,
@@ -40,13 +40,12 @@ from radixlm.grammar.schema.shapes import (
     Constant,
     Count,
     Expression,
-    Keys,
     Object,
-    Property,
     Shape,
     all_of,
     complement_of,
     least,
+    variants,
 )
 
 MAX_UNIQUE = 10  # values among which unique items are chosen: each subset of them is a state
@@ -59,6 +58,15 @@ class _Pair:
 
     key: str | Language
     value: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an array stands: how many items there are and how many of them count, as far as it matters, and which are used up."""
+
+    index: int
+    counts: tuple[int, ...]
+    used: frozenset[str]
 
 
 class Emitter:
@@ -96,7 +104,7 @@ class Emitter:
         for form in shape.arrays:
             self._array(form, entry, end)
         for form in shape.objects:
-            for variant in self._variants(form):
+            for variant in variants(form):
                 self._object(variant, entry, end)
 
     # -- scalars ------------------------------------------------------------------------------------------------------
@@ -161,25 +169,24 @@ class Emitter:
     # -- arrays -------------------------------------------------------------------------------------------------------
 
     def _array(self, form: Array, entry: int, end: int) -> None:
-        """A state is how many items there are and how many of them count, as far as it matters, and which are used up."""
         if form.unique is not None and (form.high is None or form.high > 1):
             form = self._enumerated(form)
         opened = self._mark(self._builder.state(), "[")
         self._builder.read(entry, ord("["), ord("["), opened)
         horizon = max([len(form.prefix), form.low, form.high or 0, *(count.skip for count in form.counts)])
-        start = (0, (0,) * len(form.counts), frozenset[str]())
+        start = _Place(0, (0,) * len(form.counts), frozenset())
         states = {start: opened}
         for place in (order := [start]):
-            index, counts, used = place
+            index, counts, used = place.index, place.counts, place.used
             if len(order) > MAX_ITEMS:
-                raise Refused("", f"an array that needs more than {MAX_ITEMS} states")
+                raise Unsupported(f"an array that needs more than {MAX_ITEMS} states")
             if index >= form.low and all(n >= count.low for n, count in zip(counts, form.counts)):
                 self._close(states[place], "]", end)
             if form.high is not None and index >= form.high:
                 continue
             before = self._mark(states[place], ",") if index else states[place]
             for item, after, text in self._options(form, index, counts, used):
-                target = (min(index + 1, max(horizon, 1)), after, used | {text} if text else used)
+                target = _Place(min(index + 1, max(horizon, 1)), after, used | {text} if text else used)
                 if target not in states:
                     states[target] = self._builder.state()
                     order.append(target)
@@ -228,27 +235,6 @@ class Emitter:
 
     # -- objects ------------------------------------------------------------------------------------------------------
 
-    def _variants(self, form: Object) -> Iterable[Object]:
-        """Forms with at most one witness, which no named property can be: those that could are tried one by one."""
-        forms = [replace(form, witnesses=())]
-        for witness in form.witnesses:
-            forms = [variant for each in forms for variant in self._with_witness(each, witness)]
-            if len(forms) > 64:
-                raise Refused("", "too many ways to have a property that the schema demands")
-        return forms
-
-    def _with_witness(self, form: Object, witness: Keys) -> Iterator[Object]:
-        for each in form.named:
-            if matches(witness.language, each.name):
-                value = all_of((each.value, witness.value))
-                if value != NEVER:
-                    changed = Property(each.name, True, value)
-                    yield replace(form, named=tuple(changed if old is each else old for old in form.named))
-        if form.others:
-            if form.witnesses:
-                raise Refused("", "two properties that the schema demands without naming them")
-            yield replace(form, witnesses=(witness,))
-
     def _object(self, form: Object, entry: int, end: int) -> None:
         """A state is how many named properties are behind and how many properties there are, as far as it matters."""
         named = [each for each in form.named if each.value != NEVER]
@@ -257,7 +243,7 @@ class Emitter:
             raise Refused("", "minProperties above 1 with properties that are not named cannot be enforced")
         most = form.high if form.high is not None else max(low, 1)
         if len(named) * most > MAX_ITEMS:
-            raise Refused("", f"an object that needs more than {MAX_ITEMS} states")
+            raise Unsupported(f"an object that needs more than {MAX_ITEMS} states")
         builder = self._builder
         opened = self._mark(builder.state(), "{")
         builder.read(entry, ord("{"), ord("{"), opened)
@@ -280,15 +266,15 @@ class Emitter:
 
     def _others(self, form: Object, row: dict[int, int], low: int, most: int, end: int) -> None:
         names = Words(frozenset(each.name for each in form.named))
-        pairs = [_Pair(both(each.language, negate(names)), each.value) for each in form.others]
+        others = [replace(each, language=both(each.language, negate(names))) for each in form.others]
         if form.others:
             row = {number: row.get(number) or self._builder.state() for number in range(most + 1)}
         closing = {number: self._builder.state() for number in range(most + 1)} if form.witnesses else row
         for number, state in row.items():
-            for pair in pairs:
-                self._pair(pair, state, number, form, row)
+            for keys in others:
+                self._pair(_Pair(keys.language, keys.value), state, number, form, row)
                 for witness in form.witnesses:
-                    language, value = both(pair.key, witness.language), all_of((pair.value, witness.value))  # type: ignore[arg-type]
+                    language, value = both(keys.language, witness.language), all_of((keys.value, witness.value))
                     if language != NOTHING and value != NEVER:
                         self._pair(_Pair(language, value), state, number, form, closing)
         for number, state in closing.items():

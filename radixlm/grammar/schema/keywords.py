@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
 
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Unsupported
 from radixlm.grammar.schema import shapes
-from radixlm.grammar.schema.document import Document, Json, Refused, Sub
+from radixlm.grammar.schema.document import Json, Refused, Sub
+from radixlm.grammar.schema.evaluate import Keyword, Schema
 from radixlm.grammar.schema.formats import FORMATS
 from radixlm.grammar.schema.languages import (
     EVERY,
@@ -20,6 +21,7 @@ from radixlm.grammar.schema.languages import (
     Length,
     Multiple,
     Pattern,
+    Words,
     both,
     is_empty,
     matches,
@@ -30,16 +32,11 @@ from radixlm.grammar.schema.shapes import (
     EVERYTHING,
     NEVER,
     NONE,
-    AllOf,
-    AnyOf,
     Array,
-    Complement,
     Constant,
     Count,
     Expression,
-    Given,
     Keys,
-    Leaf,
     Object,
     Property,
     Shape,
@@ -50,7 +47,6 @@ from radixlm.grammar.schema.shapes import (
 )
 from radixlm.grammar.schema.unevaluated import unevaluated
 
-MAX_SHAPES = 10_000
 MAX_WORDS = 20_000
 MAX_LENGTH = 20_000
 
@@ -66,138 +62,13 @@ _TYPES = {
 _NO_OBJECT = replace(EVERYTHING, objects=())
 
 
-class Schema:
-    """A document with the shapes of its expressions. `strict`: refuse what cannot be enforced, instead of listing it."""
-
-    def __init__(self, document: Document, *, strict: bool) -> None:
-        self._document = document
-        self.strict = strict
-        self.not_enforced: list[str] = []
-        self._shapes: dict[Expression, Shape] = {}
-        self._voids: dict[Expression, bool] = {}
-        self._open: set[Expression] = set()
-        self.root: Expression = self._leaf(document.root)
-
-    def _leaf(self, sub: Sub) -> Expression:
-        value = sub.value
-        if isinstance(value, bool):
-            return ANYTHING if value else NEVER
-        return Leaf(sub) if value else ANYTHING
-
-    def child(self, sub: Sub, *keys: str) -> Expression:
-        """A subschema below a keyword."""
-        value: Json = sub.value
-        for key in keys:
-            value = value[int(key)] if isinstance(value, list) else value[key]  # type: ignore[index, call-overload]
-        return self._leaf(self._document.sub(sub.child(*keys), value, sub.base, sub.scope))
-
-    def shape(self, expression: Expression) -> Shape:
-        """What an expression allows. Raises Refused, and InvalidRequest for a schema that is none."""
-        found = self._shapes.get(expression)
-        if found is None:
-            where = expression.sub.pointer if isinstance(expression, Leaf) else ""
-            if expression in self._open:
-                raise Refused(where, "a schema that refers to itself without anything between")
-            if len(self._shapes) > MAX_SHAPES:
-                raise Refused(where, f"the schema unfolds to more than {MAX_SHAPES} parts")
-            self._open.add(expression)
-            try:
-                found = self._shapes[expression] = self._work_out(expression)
-            finally:
-                self._open.discard(expression)
-        return found
-
-    def _work_out(self, expression: Expression) -> Shape:
-        match expression:
-            case Leaf(sub):
-                return self._of_keywords(sub)
-            case Given(shape):
-                return shape
-            case Constant():
-                return shapes.of_constant(expression)
-            case Complement(item):
-                return shapes.complement(self.shape(item))
-            case AllOf(items):
-                found = EVERYTHING
-                for item in items:
-                    found = meet(found, self.shape(item))
-                return found
-            case AnyOf(items):
-                found = NONE
-                for item in items:
-                    found = shapes.join(found, self.shape(item))
-                return found
-
-    def is_void(self, expression: Expression) -> bool:
-        """Whether certainly nothing fits; False where a schema contains itself."""
-        if expression in self._open or isinstance(expression, Constant):
-            return False
-        found = self._voids.get(expression)
-        if found is None:
-            shape = self.shape(expression)
-            self._open.add(expression)
-            try:
-                found = self._voids[expression] = self._is_void(shape)
-            finally:
-                self._open.discard(expression)
-        return found
-
-    def _is_void(self, shape: Shape) -> bool:
-        if shape.atoms or not is_empty(shape.number, of_numbers=True) or not is_empty(shape.string, of_numbers=False):
-            return False
-        arrays = (any(self.is_void(form.at(index)) for index in range(min(form.low, 8))) for form in shape.arrays)
-        objects = (any(each.required and self.is_void(each.value) for each in form.named) for form in shape.objects)
-        return all(arrays) and all(objects)
-
-    # -- keywords -----------------------------------------------------------------------------------------------------
-
-    def _of_keywords(self, sub: Sub) -> Shape:
-        assert isinstance(sub.value, dict), "booleans are no leaves"
-        if "$ref" in sub.value and self._document.ref_stands_alone:
-            return self._kept(sub, "$ref", _reference) or EVERYTHING
-        found = EVERYTHING
-        done: set[Keyword] = set()
-        for keyword, shape_of in KEYWORDS.items():
-            if keyword in sub.value and not (shape_of in done and shape_of in _TOGETHER):
-                done.add(shape_of)
-                shape = self._kept(sub, keyword, shape_of)
-                if shape is not None:
-                    try:
-                        found = meet(found, shape)
-                    except (Refused, Unsupported) as error:
-                        self._refuse(sub, keyword, error)
-        return found
-
-    def _kept(self, sub: Sub, keyword: str, shape_of: Keyword) -> Shape | None:
-        """The shape of a keyword; None if it cannot be enforced and need not be."""
-        try:
-            return shape_of(self, sub, keyword)
-        except (Refused, Unsupported) as error:
-            self._refuse(sub, keyword, error)
-        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-            raise InvalidRequest(
-                f"the JSON schema is wrong at {sub.child(keyword)}: {error}", param="json_schema"
-            ) from error
-        return None
-
-    def _refuse(self, sub: Sub, keyword: str, error: Refused | Unsupported) -> None:
-        inner = isinstance(error, Refused) and error.pointer
-        if self.strict:
-            raise error if inner else Refused(sub.child(keyword), str(error).removeprefix("/: ")) from error
-        self.give_up(sub.child(keyword))
-
-    def give_up(self, pointer: str) -> None:
-        """Notes that a keyword is not enforced."""
-        if pointer not in self.not_enforced:
-            self.not_enforced.append(pointer)
-
-    def resolve(self, sub: Sub, keyword: str) -> Expression:
-        """What a reference means."""
-        assert isinstance(sub.value, dict)
-        return self._leaf(self._document.resolve(sub, sub.value[keyword], keyword))
+_ITEMS = ("prefixItems", "items", "additionalItems")
+_PROPERTIES = ("properties", "patternProperties", "additionalProperties", "required")
 
 
-Keyword = Callable[[Schema, Sub, str], Shape]
+def _comes_first(sub: Sub, keyword: str, group: tuple[str, ...]) -> bool:
+    """Whether it is the first keyword of its group in a schema: what a group means is said by its first."""
+    return keyword == next(each for each in group if isinstance(sub.value, dict) and each in sub.value)
 
 
 def _value(sub: Sub, keyword: str, *kinds: type) -> Json:
@@ -231,7 +102,7 @@ def _size(sub: Sub, keyword: str) -> int:
     if value < 0 or value != value.to_integral_value():
         raise ValueError(f"{keyword} is {value}, which is no number of things")
     if value > MAX_LENGTH and keyword.startswith("min"):
-        raise Refused(sub.child(keyword), f"{value} is over the limit of {MAX_LENGTH}")
+        raise Unsupported(f"{keyword} {value} is over the limit of {MAX_LENGTH}")
     return min(int(value), 10**9)
 
 
@@ -249,19 +120,19 @@ def _enum(schema: Schema, sub: Sub, keyword: str) -> Shape:
     assert isinstance(sub.value, dict)
     values = [sub.value[keyword]] if keyword == "const" else _list(sub, keyword)
     if len(values) > MAX_WORDS:
-        raise Refused(sub.child(keyword), f"{len(values)} values; the limit is {MAX_WORDS}")
+        raise Unsupported(f"{len(values)} values; the limit is {MAX_WORDS}")
     found = [shapes.of_constant(Constant.of(value)) for value in values]
-    words = [NOTHING, NOTHING]
-    for index, languages in enumerate(([each.number for each in found], [each.string for each in found])):
-        texts = [language.texts for language in languages if isinstance(language, shapes.Words)]
-        words[index] = shapes.Words(frozenset().union(*texts))
     return Shape(
-        frozenset().union(*[each.atoms for each in found]),
-        words[0],
-        words[1],
+        frozenset(atom for each in found for atom in each.atoms),
+        _words(each.number for each in found),
+        _words(each.string for each in found),
         tuple(dict.fromkeys(form for each in found for form in each.arrays)),
         tuple(dict.fromkeys(form for each in found for form in each.objects)),
     )
+
+
+def _words(languages: Iterable[Language]) -> Words:
+    return Words(frozenset(text for each in languages if isinstance(each, Words) for text in each.texts))
 
 
 def _limit(schema: Schema, sub: Sub, keyword: str) -> Shape:
@@ -289,7 +160,7 @@ def _length(schema: Schema, sub: Sub, keyword: str) -> Shape:
     if keyword == "minLength":
         return replace(EVERYTHING, string=Length(size, None) if size else EVERY)
     if size > MAX_LENGTH:
-        raise Refused(sub.child(keyword), f"{size} is over the limit of {MAX_LENGTH}")
+        raise Unsupported(f"{keyword} {size} is over the limit of {MAX_LENGTH}")
     return replace(EVERYTHING, string=Length(0, size))
 
 
@@ -314,9 +185,10 @@ def _format(schema: Schema, sub: Sub, keyword: str) -> Shape:
 
 
 def _items(schema: Schema, sub: Sub, keyword: str) -> Shape:
-    """`prefixItems`, `items` and `additionalItems` together, whichever comes first."""
     value = sub.value
     assert isinstance(value, dict)
+    if not _comes_first(sub, keyword, _ITEMS):
+        return EVERYTHING
     listed = "prefixItems" if "prefixItems" in value else "items" if isinstance(value.get("items"), list) else None
     rest_in = "additionalItems" if listed == "items" else "items"
     prefix = tuple(schema.child(sub, listed, str(index)) for index in range(len(_list(sub, listed)))) if listed else ()
@@ -345,8 +217,9 @@ def _unique(schema: Schema, sub: Sub, keyword: str) -> Shape:
 
 
 def _properties(schema: Schema, sub: Sub, keyword: str) -> Shape:
-    """`properties`, `patternProperties`, `additionalProperties` and `required` together, whichever comes first."""
     assert isinstance(sub.value, dict)
+    if not _comes_first(sub, keyword, _PROPERTIES):
+        return EVERYTHING
     patterns = [
         (_searched(regex, sub.child("patternProperties", regex)), schema.child(sub, "patternProperties", regex))
         for regex in _map(sub, "patternProperties")
@@ -461,11 +334,11 @@ _GROUPS: dict[Keyword, Iterable[str]] = {
     _length: ("minLength", "maxLength"),
     _pattern: ("pattern",),
     _format: ("format",),
-    _items: ("prefixItems", "items", "additionalItems"),
+    _items: _ITEMS,
     _num_items: ("minItems", "maxItems"),
     _contains: ("contains",),
     _unique: ("uniqueItems",),
-    _properties: ("properties", "patternProperties", "additionalProperties", "required"),
+    _properties: _PROPERTIES,
     _property_names: ("propertyNames",),
     _num_properties: ("minProperties", "maxProperties"),
     _reference: ("$ref", "$dynamicRef"),
@@ -479,4 +352,3 @@ _GROUPS: dict[Keyword, Iterable[str]] = {
     _refused: ("$recursiveRef",),
 }
 KEYWORDS: dict[str, Keyword] = {name: keyword for keyword, names in _GROUPS.items() for name in names}
-_TOGETHER = (_items, _properties)  # done once, whichever of their keywords come

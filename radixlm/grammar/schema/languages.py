@@ -264,7 +264,8 @@ def _plain_dfa(language: Language) -> Dfa:
         case Pattern() | Length():
             return dfa.of_nfa(_nfa(language))
         case Bound(relation, limit):
-            return _bound_dfa(relation, limit)
+            comparison = _Comparison(relation, limit)
+            return explore(_Read(), comparison.edges, comparison.accepts)
         case Multiple(of):
             return _multiple_dfa(of)
         case _:
@@ -289,44 +290,50 @@ class _Read:
     order: int = 0
 
 
-def _bound_dfa(relation: Literal["<", "<=", ">", ">="], limit: Decimal) -> Dfa:
-    """Compares digit by digit with the limit; signs and the forms of numbers are as `NUMBER` has them."""
-    sign = (limit > 0) - (limit < 0)
-    whole, _, fraction = spelled(abs(limit)).partition(".")
-    wanted = {"<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (1, 0)}[relation]
-    if len(whole) + len(fraction) > MAX_REMAINDERS:
-        raise Unsupported("a number of too many digits")
+class _Comparison:
+    """Compares digit by digit with a limit; signs and the forms of numbers are as `NUMBER` has them."""
 
-    def order_of(read: _Read) -> int:
-        """The order of what has been read, as a whole, against the size of the limit."""
-        if read.count > 0 and read.count != len(whole):
-            return 1 if read.count > len(whole) else -1
-        rest = fraction if read.count > 0 else fraction[-1 - read.count :]
-        return read.order or (-1 if rest else 0)
+    def __init__(self, relation: Literal["<", "<=", ">", ">="], limit: Decimal) -> None:
+        self._sign = (limit > 0) - (limit < 0)
+        self._whole, _, self._fraction = spelled(abs(limit)).partition(".")
+        self._wanted = {"<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (1, 0)}[relation]
+        if len(self._whole) + len(self._fraction) > MAX_REMAINDERS:
+            raise Unsupported("a number of too many digits")
 
-    def edges(read: _Read) -> Iterable[tuple[CharSet, _Read]]:
+    def edges(self, read: _Read) -> Iterable[tuple[CharSet, _Read]]:
         if not read.count and not read.negative:
             yield _MINUS, _Read(True)
         if read.count > 0:
-            order = read.order if read.count == len(whole) else (1 if read.count > len(whole) else -1)
-            yield _POINT, _Read(read.negative, -1, order)
-        against = whole[read.count : read.count + 1] if read.count >= 0 else (fraction[-1 - read.count :][:1] or "0")
+            yield _POINT, _Read(read.negative, -1, read.order if read.count == len(self._whole) else self._order(read))
         for digit, chars in enumerate(_DIGITS):
-            order = read.order or (digit > int(against or 0)) - (digit < int(against or 0))
-            if read.count >= 0:
-                yield chars, _Read(read.negative, min(read.count + 1, len(whole) + 1), order if against else read.order)
-            else:
-                yield chars, _Read(read.negative, max(read.count - 1, -2 - len(fraction)) if not order else -2, order)
+            yield chars, self._after_digit(read, digit)
 
-    def accepts(read: _Read) -> bool:
+    def _after_digit(self, read: _Read, digit: int) -> _Read:
+        if read.count >= 0:
+            against = self._whole[read.count : read.count + 1]
+            order = read.order or (_compared(digit, int(against)) if against else 0)
+            return _Read(read.negative, min(read.count + 1, len(self._whole) + 1), order)
+        order = read.order or _compared(digit, int(self._fraction[-1 - read.count :][:1] or 0))
+        return _Read(read.negative, -2 if order else max(read.count - 1, -2 - len(self._fraction)), order)
+
+    def _order(self, read: _Read) -> int:
+        """The order of what has been read, as a whole, against the size of the limit."""
+        if read.count > 0 and read.count != len(self._whole):
+            return _compared(read.count, len(self._whole))
+        rest = self._fraction if read.count > 0 else self._fraction[-1 - read.count :]
+        return read.order or (-1 if rest else 0)
+
+    def accepts(self, read: _Read) -> bool:
         if read.count in (0, -1):
             return False
         own = -1 if read.negative else 1
-        if sign and own != sign:
-            return own in wanted
-        return own * order_of(read) in wanted if sign or order_of(read) else 0 in wanted
+        if self._sign and own != self._sign:
+            return own in self._wanted
+        return own * self._order(read) in self._wanted
 
-    return explore(_Read(), edges, accepts)
+
+def _compared(one: int, other: int) -> int:
+    return (one > other) - (one < other)
 
 
 def _multiple_dfa(of: Decimal) -> Dfa:

@@ -279,10 +279,14 @@ def _other_arrays(form: Array) -> Iterable[Array]:
     elif form.rest != ANYTHING:
         yield Array(counts=(Count(complement_of(form.rest), 1, None, len(form.prefix)),))
     for count in form.counts:
-        if count.low:
-            yield Array(counts=(replace(count, low=0, high=count.low - 1),))
-        if count.high is not None:
-            yield Array(counts=(replace(count, low=count.high + 1, high=None),))
+        yield from (Array(counts=(other,)) for other in _other_counts(count))
+
+
+def _other_counts(count: Count) -> Iterable[Count]:
+    if count.low:
+        yield replace(count, low=0, high=count.low - 1)
+    if count.high is not None:
+        yield replace(count, low=count.high + 1, high=None)
 
 
 def meet_objects(one: Object, other: Object) -> Iterable[Object]:
@@ -340,16 +344,7 @@ def _other_objects(form: Object) -> Iterable[Object]:
             yield Object((Property(each.name, False, NEVER),))
         if each.value != ANYTHING:
             yield Object((Property(each.name, True, complement_of(each.value)),))
-    unnamed = negate(Words(frozenset(each.name for each in form.named)))
-    allowed: Language = NOTHING
-    for each in form.others:
-        allowed = either(allowed, each.language)
-        if each.value != ANYTHING:
-            yield Object(witnesses=(Keys(both(each.language, unnamed), complement_of(each.value)),))
-    if not isinstance(allowed, Every):
-        refused = both(negate(allowed), unnamed)
-        if not is_empty(refused, of_numbers=False):
-            yield Object(witnesses=(Keys(refused, ANYTHING),))
+    yield from (Object(witnesses=(witness,)) for witness in _other_keys(form))
     if form.low:
         yield Object(high=form.low - 1)
     if form.high is not None:
@@ -358,3 +353,40 @@ def _other_objects(form: Object) -> Iterable[Object]:
         kept = Keys(negate(each.language), ANYTHING)
         none = Keys(each.language, complement_of(each.value))
         yield Object(others=tuple(keys for keys in (none, kept) if keys.language != NOTHING))
+
+
+def _other_keys(form: Object) -> Iterable[Keys]:
+    """Properties that are not named, of which one means that an object does not have a form."""
+    unnamed = negate(Words(frozenset(each.name for each in form.named)))
+    allowed: Language = NOTHING
+    for each in form.others:
+        allowed = either(allowed, each.language)
+        if each.value != ANYTHING:
+            yield Keys(both(each.language, unnamed), complement_of(each.value))
+    if not isinstance(allowed, Every):
+        refused = both(negate(allowed), unnamed)
+        if not is_empty(refused, of_numbers=False):
+            yield Keys(refused, ANYTHING)
+
+
+def variants(form: Object) -> Iterable[Object]:
+    """Forms with at most one witness, which no named property can be: those that could are tried one by one."""
+    forms = [replace(form, witnesses=())]
+    for witness in form.witnesses:
+        forms = [variant for each in forms for variant in _with_witness(each, witness)]
+        if len(forms) > MAX_FORMS:
+            raise Refused("", "too many ways to have a property that the schema demands")
+    return forms
+
+
+def _with_witness(form: Object, witness: Keys) -> Iterable[Object]:
+    for each in form.named:
+        if matches(witness.language, each.name):
+            value = all_of((each.value, witness.value))
+            if value != NEVER:
+                changed = Property(each.name, True, value)
+                yield replace(form, named=tuple(changed if old is each else old for old in form.named))
+    if form.others:
+        if form.witnesses:
+            raise Refused("", "two properties that the schema demands without naming them")
+        yield replace(form, witnesses=(witness,))

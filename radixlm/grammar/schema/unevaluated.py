@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 from radixlm.grammar.schema.document import Refused, Sub
+from radixlm.grammar.schema.evaluate import Schema
 from radixlm.grammar.schema.languages import NOTHING, Pattern, either, negate
 from radixlm.grammar.schema.shapes import (
     ANYTHING,
@@ -31,9 +31,6 @@ from radixlm.grammar.schema.shapes import (
     join,
     meet,
 )
-
-if TYPE_CHECKING:
-    from radixlm.grammar.schema.keywords import Schema
 
 MAX_WAYS = 64
 
