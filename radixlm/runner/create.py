@@ -63,7 +63,9 @@ class Defaults:
 
 DEFAULTS = {
     "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=512),
-    "cuda": Defaults(("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048, knee_tokens=128),
+    "cuda": Defaults(
+        ("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048, knee_tokens=128
+    ),
 }
 
 

@@ -27,7 +27,27 @@ from radixlm.sched.plan import Plan
 from radixlm.sched.sampled import Masks, Sampled
 
 DECODE_SIZES = (1, 2, 4, 8, 12, 16, *range(20, 65, 4), *range(72, 129, 8), *range(144, 257, 16), *range(288, 4097, 32))
-MIXED_SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, *range(1152, 4097, 128))
+MIXED_SIZES = (
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    640,
+    768,
+    896,
+    1024,
+    *range(1152, 4097, 128),
+)
 
 
 @dataclass(frozen=True, slots=True)

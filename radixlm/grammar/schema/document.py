@@ -106,12 +106,9 @@ class Document:
                 f"the JSON schema is wrong at {pointer or '/'}: {json.dumps(value, default=str)[:60]} is no schema",
                 param="json_schema",
             )
-        identifier = value.get("id" if self._draft <= 4 else "$id") if isinstance(value, dict) else None
-        if (
-            isinstance(identifier, str)
-            and not identifier.startswith("#")
-            and not ("$ref" in value and self._draft < 2019)
-        ):
+        named = value if isinstance(value, dict) else {}
+        identifier = named.get("id" if self._draft <= 4 else "$id")
+        if isinstance(identifier, str) and identifier[:1] != "#" and not (self.ref_stands_alone and "$ref" in named):
             base = urljoin(base, urldefrag(identifier)[0])
         if base not in scope and any(len(bases) > 1 and base in bases for bases in self._dynamic.values()):
             scope = (*scope, base)

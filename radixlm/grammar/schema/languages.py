@@ -39,10 +39,14 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The strings in which an ECMA-262 pattern is found; with `whole`, those that it matches from end to end."""
+    """The strings in which an ECMA-262 pattern is found; with `whole`, those that it matches from end to end.
+
+    One that is not `exact` stands for more than it matches, so its opposite is not known.
+    """
 
     regex: str
     whole: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,24 @@ def either(one: Language, other: Language) -> Language:
 
 
 def negate(one: Language) -> Language:
-    """All others, of the strings or of the numbers."""
+    """All others, of the strings or of the numbers. Raises Unsupported if they are not known."""
+    if not _is_exact(one):
+        raise Unsupported("the opposite of a format that is not matched exactly cannot be enforced")
     if isinstance(one, Not):
         return one.item
     if one == NOTHING:
         return EVERY
     return NOTHING if isinstance(one, Every) else Not(one)
+
+
+def _is_exact(language: Language) -> bool:
+    match language:
+        case Pattern():
+            return language.exact
+        case Both(items) | Either(items):
+            return all(map(_is_exact, items))
+        case _:
+            return True
 
 
 def _parts(language: Language, kind: type[Both] | type[Either]) -> frozenset[Language]:
