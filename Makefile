@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= smollm2-135m
 
-.PHONY: help serve chat test test-page check bench bench-peers docs format clean
+.PHONY: help serve chat test test-page test-clients check bench bench-peers docs format clean
 
 help:
 	@echo "make serve   serve SmolLM2 on http://127.0.0.1:30000 (MODEL=... for another)"
 	@echo "make chat    talk to it in the terminal"
 	@echo "make test    run all tests"
 	@echo "make test-page   drive the page in a headless Chromium"
+	@echo "make test-clients   run the clients of others against a real server (installs each; ARGS='openai-3 ollama' for some)"
 	@echo "make check   format, lint, types, layers, sizes, public surface"
 	@echo "make bench   measure this machine; make bench-peers also measures other engines beside it"
 	@echo "make docs    regenerate the generated pages of docs/"
@@ -39,6 +40,9 @@ test-page: .venv/.dev
 	  { echo "a Chromium is needed: install the package chromium of your system"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	$(BIN)/python -m pytest tests/page $(ARGS)
+
+test-clients: .venv/.dev
+	$(BIN)/python -m tests.clients.run $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

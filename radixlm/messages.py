@@ -48,7 +48,7 @@ class UnpinPrefix(msgspec.Struct, frozen=True, tag=True):
 
 
 Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix
-Command = Literal["info", "stats", "flush_cache", "abort_all", "ping"] | Query
+Command = Literal["info", "stats", "flush_cache", "abort_all", "ping", "pause", "preempt", "resume"] | Query
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 Sink = Callable[[Outputs], None]
 _RATE_WINDOW_S = 5.0
+PAUSED_LOOK_S = 0.1
+"""How often a paused loop looks whether a request is past its deadline."""
 AUDIT_AFTER_S = 1.0
 """Seconds without work before the books are checked: with a quarter of a million pages that takes 30 ms, which a request that
 comes right after another should not wait for."""
@@ -63,6 +65,7 @@ class Core:
         self._sinks: dict[Sink, int] = {}
         self._targets: list[Sink] = []
         self._previous: tuple[Plan, Step] | None = None
+        self._paused = False
         self._audited = True
         self._rate = _Rate()
 
@@ -101,9 +104,10 @@ class Core:
         self._wind_up()
 
     def _turn(self) -> bool:  # hot
-        """One step; False if there is nothing to do."""
+        """One step; False if there was nothing to do. What a commit ends makes room, so after one it is worth planning."""
         self.beats += 1
-        plan = self.scheduler.plan()
+        worked = self._previous is not None
+        plan = self._plan()
         step = self._runner.forward(plan) if plan is not None else None
         self._commit()  # the device is busy with `step` meanwhile
         if plan is not None and step is not None:
@@ -112,7 +116,13 @@ class Core:
             if not self._overlap:
                 self._commit()
         self._send_out()
-        return plan is not None or self._previous is not None
+        return plan is not None or worked
+
+    def _plan(self) -> Plan | None:  # hot
+        if not self._paused:
+            return self.scheduler.plan()
+        self.scheduler.expire()
+        return None
 
     def _commit(self) -> None:
         if self._previous is not None:
@@ -131,7 +141,10 @@ class Core:
 
     def _rest(self) -> None:
         """Sleeps until something comes in."""
-        assert not self.scheduler.num_open, "requests are open, yet nothing can be computed for them"
+        if self.scheduler.num_open:
+            assert self._paused, "requests are open, yet nothing can be computed for them"
+            self._awake.wait(PAUSED_LOOK_S)
+            return
         while not self._awake.is_set() and self._runner.idle():
             self.beats += 1
         if not self._audited and not self._awake.wait(AUDIT_AFTER_S):
@@ -182,8 +195,20 @@ class Core:
                 return {"aborted": num_open}
             case "ping":
                 return {"beats": self.beats}
+            case "pause" | "resume":
+                self._paused = command == "pause"
+                self._commit()  # once it is answered nothing is under way
+                return {"paused": self._paused}
+            case "preempt":
+                return self._preempt_all()
             case query:
                 return msgspec.to_builtins(answer(self.scheduler, query), builtin_types=(bytes,))
+
+    def _preempt_all(self) -> dict[str, Any]:
+        num_running = len(self.scheduler.running)
+        self._commit()
+        self.scheduler.preempt_all()
+        return {"preempted": num_running - len(self.scheduler.running)}
 
     def _stats(self) -> dict[str, Any]:
         scheduler, running = self.scheduler, self.scheduler.running
@@ -194,6 +219,8 @@ class Core:
             "running": len(running),
             "waiting": len(scheduler.waiting),
             "open": scheduler.num_open,
+            "waiting_tokens": sum(len(entry.tokens) for entry in scheduler.waiting.values()),
+            "paused": self._paused,
             "total_pages": total,
             "free_pages": free,
             "idle_pages": idle,

@@ -183,8 +183,10 @@ class FakeEngine:
         if command == "abort_all":
             for key in list(self._streams):
                 self.abort(key)
+        if command in ("pause", "resume"):
+            self.stalled = command == "pause"
         if command == "stats":
-            return {**self._counts, "open": self.num_open, "running": self.num_open, "waiting": 0}
+            return self._stats()
         if isinstance(command, str):
             return {}
         return msgspec.to_builtins(self._answer(command), builtin_types=(bytes,))
@@ -200,6 +202,12 @@ class FakeEngine:
                 return Pinned(refused="this engine keeps nothing")
             case UnpinPrefix():
                 return Unpinned(0)
+
+    def _stats(self) -> dict[str, Any]:
+        """Every request runs, nothing is cached, no page is ever used."""
+        nothing = dict.fromkeys(("waiting", "waiting_tokens", "used_pages", "kv_usage", "cache_hit_rate"), 0)
+        work = {"open": self.num_open, "running": self.num_open, "output_tokens_per_s": 0.0}
+        return {**self._counts, **nothing, **work, "paused": self.stalled}
 
     async def close(self) -> None:
         """As `Engine.close`."""

@@ -116,6 +116,19 @@ class Frontend:
                 raise type(error)(f"item {i} of {len(requests)}: {error.message}", param=error.param) from None
         return prepared
 
+    async def tokens_of(self, request: GenerateRequest) -> IntArray:
+        """The prompt of a request that may leave no room for an answer. Raises as `prepare`."""
+        limits = self.limits
+        check(request, limits)
+        return from_bytes(await self._tokenise(request, limits))
+
+    async def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """The tokens of a text, off the event loop where that takes long."""
+        if len(text) <= _INLINE_CHARS:
+            return self.tokenizer.encode(text, add_special=add_special)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: self.tokenizer.encode(text, add_special=add_special))
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         """`prepare` and `stream` for one request."""
         async with aclosing(self.stream(await self.prepare([request]))) as deltas:

@@ -124,11 +124,19 @@ class Scheduler:
 
     def plan(self) -> Plan | None:  # hot
         """The next step, or None if nothing can be computed now. It counts as launched."""
-        if self._next_deadline < float("inf"):
-            self._expire()
+        self.expire()
         if self.pins.soonest < float("inf"):
             self.pins.expire(self._clock())
         return self._planner.plan()
+
+    def preempt_all(self) -> None:
+        """Every running request gives its lease back, keeps its tokens, and waits. No step may be launched."""
+        assert not self._planner.launched, "what is launched must be committed first"
+        for lease in reversed(list(self.running.by_slot.values())):  # newest first, so that the oldest ends up in front
+            lease.request.num_preempted += 1
+            self.counts.preempted += 1
+            self.running.stop(lease, self.running.known_length(lease))
+            self._reap()
 
     def commit(self, plan: Plan, sampled: Sampled) -> None:  # hot
         """Takes the results of the oldest launched step."""
@@ -257,10 +265,9 @@ class Scheduler:
         )
         self.outbox.ended(entry.sink, event)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:  # hot
         """Ends requests past their deadline."""
-        now = self._clock()
-        if now < self._next_deadline:
+        if self._next_deadline == float("inf") or (now := self._clock()) < self._next_deadline:
             return
         for name, entry in list(self._open.items()):
             if entry.deadline <= now:

@@ -1,8 +1,9 @@
-"""POST /generate as SGLang's clients know it, its short form, and POST /abort_request.
+"""POST /generate as SGLang's clients know it, and its short form.
 
-The full form takes `text` or `input_ids` and answers {text, output_ids, meta_info}; streams repeat the whole answer so far.
-The short form takes `prompt` with sampling fields at top level and answers {id, text, finish_reason, usage}; streams send
-pieces. A list is answered by a list, and so is n > 1.
+The full form takes `text` or `input_ids` and answers {text, output_ids, meta_info}; the short form takes `prompt` with
+sampling fields at top level and answers {id, text, finish_reason, usage}. Events of a stream hold the whole answer so far
+(`stream_mode` cumulative, which SGLang's clients expect of the full form) or what is new (delta, the short form's default).
+A list is answered by a list, and so is n > 1.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from radixlm.config import Config
-from radixlm.engine.caller import current_caller
 from radixlm.engine.frontend import Frontend, Prepared
-from radixlm.engine.output import Completion, Delta
-from radixlm.engine.validate import GenerateRequest
+from radixlm.engine.output import Completion
+from radixlm.engine.validate import GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import choices_agree, present, refuse_unsupported, shared_fields, split_prompts
-from radixlm.serve.schema import AbortRequest, Generate, NativeSampling
+from radixlm.serve.schema import Generate, NativeSampling
 from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
 from radixlm.types import Finish, SamplingParams
 
@@ -90,16 +91,6 @@ class Native:
             await until_disconnect(answer.whole(), request.receive), 200, headers, media_type="application/json"
         )
 
-    async def abort(self, request: Request) -> Response:
-        """POST /abort_request: ends what has exactly this rid, or everything; always 200."""
-        body = decode(await read_body(request, self._config.max_body), AbortRequest)
-        if body.abort_all:
-            current_caller().require("admin")
-            return JSONResponse(await self._frontend.engine.control("abort_all"))
-        if not body.rid:
-            raise InvalidRequest("rid is absent; name a request or set abort_all", param="rid")
-        return JSONResponse({"aborted": self._frontend.abort(body.rid)})
-
 
 class _Answer:
     """One body and its answer, in either form."""
@@ -109,6 +100,7 @@ class _Answer:
         self._frontend = frontend
         self._start = time.perf_counter()
         self._short = body.prompt is not None
+        self._cumulative = _is_cumulative(body, default=not self._short)
         self._with_prompt_ids = bool(body.return_prompt_token_ids)
         self._text_of = frontend.tokenizer.token_text if body.return_text_in_logprobs else None
         prompts, self._is_list = _prompts_of(body)
@@ -132,15 +124,20 @@ class _Answer:
         """The events of a stream."""
         choices = [item for item in self.prepared for _ in range(item.sampling.n)]
         results = [Completion(index, item.num_prompt) for index, item in enumerate(choices)]
-        indexed = self._is_list or len(results) > 1
+        indexed, num_tokens = self._is_list or len(results) > 1, [0] * len(results)
         async with aclosing(self._frontend.stream(self.prepared)) as deltas:
             async for delta in deltas:
-                completion = results[delta.index]
+                index, completion = delta.index, results[delta.index]
                 completion.add(delta)
+                num_tokens[index] += len(delta.tokens)
                 if not (delta.tokens or delta.text or delta.finish):
-                    continue
-                shown = self._piece(completion, delta) if self._short else self._one(completion)
-                yield event(msgspec.json.encode({**shown, "index": delta.index} if indexed else shown))
+                    continue  # log probabilities of the prompt come before anything is said
+                if completion.usage.completion_tokens < num_tokens[index]:
+                    completion.usage = structs.replace(completion.usage, completion_tokens=num_tokens[index])
+                shown = self._one(completion)
+                yield event(msgspec.json.encode({**shown, "index": index} if indexed else shown))
+                if not self._cumulative:
+                    results[index] = Completion(index, completion.num_prompt)
         yield DONE
 
     def _place(self, completion: Completion) -> int:
@@ -180,6 +177,8 @@ class _Answer:
     def _logprobs(self, item: _Item, completion: Completion) -> dict[str, Any]:
         text_of, scored = self._text_of, completion.prompt_logprobs
         first = self.prepared[self._place(completion)].tokens[item.scored_from :][:1] if item.scored_from >= 0 else []
+        if completion.usage.completion_tokens > len(completion.tokens):
+            first = []  # a later piece of a stream: the prompt was told before
         unscored = [[None, int(token), text_of(int(token)) if text_of else None] for token in first]
         values: dict[str, Any] = {
             "input_token_logprobs": unscored + logprobs.native(scored, text_of),
@@ -192,14 +191,9 @@ class _Answer:
         return values
 
     def _short_one(self, completion: Completion) -> dict[str, Any]:
-        return self._short_shape(completion, completion.text)
-
-    def _piece(self, completion: Completion, delta: Delta) -> dict[str, Any]:
-        return self._short_shape(completion, delta.text)
-
-    def _short_shape(self, completion: Completion, text: str) -> dict[str, Any]:
         item, usage, finish = self._items[self._place(completion)], completion.usage, completion.finish
-        answer: dict[str, Any] = {"id": item.id, "text": text, "finish_reason": finish.type if finish else None}
+        reason = finish.type if finish else None
+        answer: dict[str, Any] = {"id": item.id, "text": completion.text, "finish_reason": reason}
         if finish is not None:
             answer["usage"] = {
                 "prompt_tokens": usage.prompt_tokens,
@@ -221,6 +215,13 @@ def _reason(finish: Finish | None, num_output: int) -> dict[str, Any] | None:
             return {"type": "length", "length": num_output}
         case other:
             return {"type": other, "message": finish.message if finish else ""}
+
+
+def _is_cumulative(body: Generate, *, default: bool) -> bool:
+    mode = body.stream_mode
+    if mode not in (None, "cumulative", "delta"):
+        raise InvalidRequest(f"stream_mode is {show(mode)}; it must be cumulative or delta", param="stream_mode")
+    return default if mode is None else mode == "cumulative"
 
 
 def _prompts_of(body: Generate) -> tuple[list[str | list[int]], bool]:

@@ -12,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, show
-from radixlm.errors import InvalidRequest, UnknownModel
+from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
 from radixlm.serve.answer import Answer, ChatShape, TextShape
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported, shared_fields, split_prompts
+from radixlm.serve.served import check_model, served_name
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.text.template import ChatOptions
 from radixlm.types import SamplingParams
@@ -54,7 +55,7 @@ class OpenAI:
     @property
     def model(self) -> str:
         """The name under which the model is served."""
-        return self._config.served_model_name or self._config.model
+        return served_name(self._config)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -63,7 +64,7 @@ class OpenAI:
 
     async def one_model(self, request: Request) -> Response:
         """GET /v1/models/{id}; the id may hold slashes."""
-        self._check_model(request.path_params["id"])
+        check_model(request.path_params["id"], self._config)
         return JSONResponse(self._card())
 
     async def completions(self, request: Request) -> Response:
@@ -88,7 +89,7 @@ class OpenAI:
         if self._config.strict_params:
             refuse_unknown(unknown, kind)
         if body.model is not None:
-            self._check_model(body.model)
+            check_model(body.model, self._config)
         refuse_unsupported(body, _UNSUPPORTED)
         return body, ignored_header(unknown)
 
@@ -97,12 +98,6 @@ class OpenAI:
             return EventStream(answer.events(), headers)
         whole = await until_disconnect(answer.whole(), request.receive)
         return Response(whole, 200, headers, media_type="application/json")
-
-    def _check_model(self, name: str) -> None:
-        if name not in (self.model, self._config.model):
-            raise UnknownModel(
-                f"the model {show(name)} is not served here; this server has {self.model!r}", param="model"
-            )
 
     def _card(self) -> dict[str, Any]:
         return {

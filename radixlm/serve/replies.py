@@ -164,6 +164,10 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_model_len: int
     load_format: str
     weight_version: str
+    model_type: str
+    preferred_sampling_params: dict[str, Any] | None
+    has_image_understanding: bool
+    has_audio_understanding: bool
 
 
 class ServerInfo(msgspec.Struct, kw_only=True):
@@ -217,3 +221,110 @@ class Generated(msgspec.Struct, kw_only=True):
     id: str | None = None
     finish_reason: str | None = None
     usage: dict[str, int] | None = None
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """Answer to an order of the operator."""
+
+    message: str
+    status: Literal["ok"]
+
+
+class Tokenized(msgspec.Struct, kw_only=True):
+    """Answer of POST /tokenize."""
+
+    tokens: list[int | list[int]]
+    count: int | list[int]
+    max_model_len: int
+
+
+class Detokenized(msgspec.Struct, kw_only=True):
+    """Answer of POST /detokenize."""
+
+    text: str | list[str]
+
+
+class Load(msgspec.Struct, kw_only=True):
+    """How busy one replica is. Tokens that are only cached count as room."""
+
+    dp_rank: int
+    timestamp: float
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_total_reqs: int
+    num_waiting_uncached_tokens: int
+    num_used_tokens: int
+    num_total_tokens: int
+    max_total_num_tokens: int
+    max_running_requests: int
+    token_usage: float
+    gen_throughput: float
+    cache_hit_rate: float
+    utilization: float
+    queues: dict[str, Any] | None = None
+    memory: dict[str, float] | None = None
+
+
+class Loads(msgspec.Struct, kw_only=True):
+    """Answer of GET /v1/loads."""
+
+    timestamp: str
+    version: str
+    accelerator: str
+    loads: list[Load]
+
+
+class AnthropicUsage(msgspec.Struct, kw_only=True):
+    """`usage` of the Anthropic surface: prompt tokens from the cache count apart from the others."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/messages."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class CountedTokens(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+class OllamaMessage(msgspec.Struct, kw_only=True):
+    """What the model said in an Ollama chat."""
+
+    role: Literal["assistant"]
+    content: str
+    thinking: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class OllamaAnswer(msgspec.Struct, kw_only=True):
+    """Answer of POST /api/chat (`message`) and POST /api/generate (`response`), and each line of their streams."""
+
+    model: str
+    created_at: str
+    message: OllamaMessage | None = None
+    response: str | None = None
+    thinking: str | None = None
+    logprobs: list[ChatLogprob] | None = None
+    done: bool
+    done_reason: str | None = None
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_count: int | None = None
+    eval_duration: int | None = None

@@ -5,7 +5,7 @@ A field that is listed here is understood or refused; every other field is unkno
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -57,6 +57,7 @@ class Generate(Sampling, kw_only=True):
     sampling_params: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     rid: str | list[str] | None = None
     stream: bool | None = None
+    stream_mode: str | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: OneOrMore | None = None
     top_logprobs_num: OneOrMore | None = None
@@ -90,6 +91,46 @@ class AbortRequest(msgspec.Struct, kw_only=True):
 
     rid: str | None = None
     abort_all: bool | None = None
+
+
+class PauseGeneration(msgspec.Struct, kw_only=True):
+    """Body of POST /pause_generation."""
+
+    mode: Literal["abort", "retract", "in_place"] = "abort"
+
+
+class FlushCache(msgspec.Struct, kw_only=True):
+    """Query of /flush_cache: seconds to wait for a server without requests."""
+
+    timeout: float = 0.0
+
+
+class Loads(msgspec.Struct, kw_only=True):
+    """Query of GET /v1/loads: sections, separated by commas."""
+
+    include: str = "all"
+    format: str = "json"
+
+
+class Tokenize(msgspec.Struct, kw_only=True):
+    """Body of POST /tokenize: `prompt` or `messages`."""
+
+    model: str | None = None
+    prompt: str | list[str] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class Detokenize(msgspec.Struct, kw_only=True):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int | list[int]]
+    skip_special_tokens: bool | None = None
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -177,3 +218,102 @@ class ChatCompletion(OpenAI, kw_only=True):
     chat_template: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None
+
+
+class AnthropicMessage(msgspec.Struct, kw_only=True):
+    """One message of POST /v1/messages."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class CountTokens(msgspec.Struct, kw_only=True):
+    """Body of POST /v1/messages/count_tokens."""
+
+    model: str
+    messages: list[AnthropicMessage]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None
+    # Accepted and without effect here.
+    betas: Any = None
+    cache_control: Any = None
+    context_management: Any = None
+    # Refused by name when set.
+    mcp_servers: Any = None
+
+
+class Messages(CountTokens, kw_only=True):
+    """Body of POST /v1/messages."""
+
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    # Accepted and without effect here.
+    metadata: Any = None
+    service_tier: Any = None
+    container: Any = None
+    inference_geo: Any = None
+
+
+class OllamaOptions(msgspec.Struct, kw_only=True):
+    """`options` of /api/chat and /api/generate."""
+
+    num_predict: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+class OllamaAsk(msgspec.Struct, kw_only=True):
+    """What /api/chat and /api/generate share."""
+
+    model: str
+    stream: bool | None = None
+    format: Any = None
+    options: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    # Accepted and without effect here.
+    keep_alive: Any = None
+
+
+class OllamaChat(OllamaAsk, kw_only=True):
+    """Body of POST /api/chat."""
+
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class OllamaGenerate(OllamaAsk, kw_only=True):
+    """Body of POST /api/generate."""
+
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+    # Refused by name when set.
+    suffix: str | None = None
+    images: list[str] | None = None
+    template: str | None = None
+    context: list[int] | None = None
+
+
+class OllamaModel(msgspec.Struct, kw_only=True):
+    """Body of POST /api/show; `name` is the older word for `model`."""
+
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None

@@ -1,22 +1,23 @@
-"""Server-sent events, and work that ends when the client leaves.
+"""Streams of events, and work that ends when the client leaves.
 
 Headers go out with the first event, or after a second without one: until then an error still gets its own status. A quiet
-stream sends a comment every `PING_S`.
+stream sends what its `Wire` keeps it alive with every `PING_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from radixlm.errors import Aborted, Error
-from radixlm.serve.errors import encode_error, encode_internal
+from radixlm.serve.errors import encode_error
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,18 @@ T = TypeVar("T")
 def event(payload: bytes) -> bytes:
     """One event; JSON has no line breaks, so it is one `data` line."""
     return b"data: " + payload + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What a stream is on the wire: its content type, how it tells an error, what it says when it has nothing to say."""
+
+    content_type: str
+    error: Callable[[Error], bytes]
+    ping: bytes
+
+
+SSE = Wire("text/event-stream; charset=utf-8", lambda error: event(encode_error(error)), b": ping\n\n")
 
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -54,17 +67,18 @@ async def _disconnected(receive: Receive) -> None:
 class EventStream(Response):
     """Sends events as they come. Closing, for whatever reason, closes the generator, which aborts its requests."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], wire: Wire = SSE) -> None:
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
-        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        self.headers["content-type"] = wire.content_type
         del self.headers["content-length"]
         self._events = events
+        self._wire = wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await until_disconnect(_Writer(self._events, start, send).run(), receive)
+            await until_disconnect(_Writer(self._events, start, send, self._wire).run(), receive)
         except Aborted:
             logger.debug("a client left in mid-stream")
 
@@ -72,8 +86,9 @@ class EventStream(Response):
 class _Writer:
     """Writes one stream. A single timer watches it; an event costs a clock reading and one send."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], start: dict[str, Any], send: Send) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], start: dict[str, Any], send: Send, wire: Wire) -> None:
         self._events = events
+        self._wire = wire
         self._start = start
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -100,12 +115,12 @@ class _Writer:
         except Error as error:
             if not self._started:
                 raise
-            await self._write(event(encode_error(error)))
+            await self._write(self._wire.error(error))
         except Exception:
             if not self._started:
                 raise
             logger.exception("a stream failed")
-            await self._write(event(encode_internal("")))
+            await self._write(self._wire.error(Error("internal error")))
 
     async def _write(self, data: bytes) -> None:  # hot
         if not self._started:
@@ -120,6 +135,6 @@ class _Writer:
         """What the timer does: starts a quiet stream and keeps it alive."""
         quiet = self._loop.time() - self._last_write
         if not self._writing and (not self._started or quiet >= PING_S):
-            self._ping = self._loop.create_task(self._write(b": ping\n\n"))
+            self._ping = self._loop.create_task(self._write(self._wire.ping))
             quiet = 0.0
         self._timer = self._loop.call_later(max(0.1, PING_S - quiet), self._look)

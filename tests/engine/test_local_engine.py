@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from radixlm.config import Config
@@ -80,6 +81,57 @@ def test_closing_a_stream_aborts_and_leaves_nothing_behind(overlap):
         await local.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("order", ["in_place", "retract"])
+def test_what_was_paused_goes_on_to_the_same_tokens(order, overlap):
+    async def main():
+        local = engine(overlap=overlap, max_running=4)
+        tasks = [asyncio.ensure_future(collect(local, ask(i, [i + 1] * 9, 200))) for i in range(6)]
+        while not (await local.control("stats"))["output_tokens"]:
+            pass
+        await local.control("pause")
+        if order == "retract":
+            assert (await local.control("preempt"))["preempted"] == 4
+        before = await local.control("stats")
+        await asyncio.sleep(0.15)
+        after = await local.control("stats")
+        assert after["output_tokens"] == before["output_tokens"]
+        assert after["running"] == (0 if order == "retract" else 4)
+        assert after["open"] == 6
+        await local.control("resume")
+        for i, (tokens, ended) in enumerate(await asyncio.gather(*tasks)):
+            assert tokens == alone([i + 1] * 9, 200)
+            assert ended.finish.type == "length"
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_paused_request_still_has_its_deadline_and_its_abort():
+    async def main():
+        local = engine()
+        await local.control("pause")
+        late = msgspec.structs.replace(ask(1, [1] * 9, 50), timeout_s=0.2)
+        tasks = [asyncio.ensure_future(collect(local, request)) for request in (late, ask(2, [2] * 9, 50))]
+        assert (await tasks[0])[1].finish.type == "timeout"
+        local.abort(2)
+        assert (await tasks[1])[1].finish.type == "abort"
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_when_all_that_run_end_in_one_step_those_that_wait_go_on(overlap):
+    async def main():
+        local = engine(overlap=overlap, max_running=4)
+        results = await asyncio.gather(*(collect(local, ask(i, [i + 1] * 9, 20)) for i in range(10)))
+        assert [tokens for tokens, _ in results] == [alone([i + 1] * 9, 20) for i in range(10)]
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_a_full_queue_raises_in_the_caller():

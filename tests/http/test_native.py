@@ -159,6 +159,31 @@ def test_the_short_form_streams_pieces():
     with_server(test)
 
 
+def test_a_stream_of_either_form_is_cumulative_or_in_pieces_as_asked():
+    async def test(server: Server):
+        full = (await server.events("/generate", {"text": "héy", "stream_mode": "delta"}))[:-1]
+        assert "".join(event["text"] for event in full) == "héy"
+        assert [token for event in full for token in event["output_ids"]] == [*ids("héy"), EOS]
+        assert [event["meta_info"]["completion_tokens"] for event in full] == [1, 2, 3, 4, 5]
+        short = (await server.events("/generate", {"prompt": "abc", "stream_mode": "cumulative"}))[:-1]
+        assert [event["text"] for event in short] == ["a", "ab", "abc", "abc"]
+        assert (await server.post("/generate", {"text": "a", "stream_mode": "diff"})).status_code == 400
+
+    with_server(test)
+
+
+def test_pieces_of_log_probabilities_join_to_those_of_the_whole():
+    body = {"text": "abcd", "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 1}
+
+    async def test(server: Server):
+        whole = (await server.post("/generate", body)).json()["meta_info"]
+        events = (await server.events("/generate", {**body, "stream_mode": "delta"}))[:-1]
+        for name in ("input_token_logprobs", "output_token_logprobs", "input_top_logprobs", "output_top_logprobs"):
+            assert [item for event in events for item in event["meta_info"][name]] == whole[name]
+
+    with_server(test)
+
+
 def test_a_streamed_batch_says_whose_event_it_is():
     async def test(server: Server):
         events = await server.events("/generate", {"text": ["ab", "cde"], "rid": ["x", "y"]})

@@ -70,6 +70,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.drive.step()
 
     @rule()
+    def preempt_all(self):
+        while self.drive.flying:
+            self.drive.commit()
+        self.drive.scheduler.preempt_all()
+        assert not self.drive.scheduler.running.by_slot
+
+    @rule()
     def evict(self):
         self.drive.scheduler.running.tree.evict(7)
 

@@ -1,0 +1,154 @@
+"""POST /v1/messages and /v1/messages/count_tokens, as Anthropic's clients know them.
+
+Messages of content blocks become the one chat shape that templates take; what this model cannot read is refused by name. A
+last message of the assistant is the beginning of its answer, which goes on from there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from radixlm.config import Config
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.validate import Chat, GenerateRequest, show
+from radixlm.errors import InvalidRequest
+from radixlm.serve.anthropic_answer import WIRE, Answer
+from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.convert import present, refuse_unsupported
+from radixlm.serve.schema import AnthropicMessage, CountTokens, Messages
+from radixlm.serve.served import check_model
+from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.text.template import ChatOptions
+from radixlm.types import SamplingParams
+
+Json = dict[str, Any]
+B = TypeVar("B", bound=CountTokens)
+
+_NAMES = {"prompt": "messages", "stop": "stop_sequences"}
+
+
+class Anthropic:
+    """The routes of the Anthropic surface."""
+
+    def __init__(self, frontend: Frontend, config: Config) -> None:
+        self._frontend = frontend
+        self._config = config
+
+    async def messages(self, request: Request) -> Response:
+        """POST /v1/messages."""
+        body, headers = await self._read(request, Messages)
+        prepared = await until_disconnect(self._frontend.prepare([_request(body)]), request.receive)
+        answer = Answer(self._frontend, prepared[0], body.model)
+        if body.stream:
+            return EventStream(answer.events(), headers, WIRE)
+        whole = await until_disconnect(answer.whole(), request.receive)
+        return Response(whole, 200, headers, media_type="application/json")
+
+    async def count_tokens(self, request: Request) -> Response:
+        """POST /v1/messages/count_tokens: the tokens that /v1/messages would compute for the same messages."""
+        body, headers = await self._read(request, CountTokens)
+        asked = GenerateRequest(prompt=_conversation(body), names=_NAMES)
+        tokens = await until_disconnect(self._frontend.tokens_of(asked), request.receive)
+        return JSONResponse({"input_tokens": len(tokens)}, headers=headers)
+
+    async def _read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
+        raw = await read_body(request, self._config.max_body)
+        body = decode(raw, kind)
+        unknown = unknown_fields(raw, kind)
+        if self._config.strict_params:
+            refuse_unknown(unknown, kind)
+        check_model(body.model, self._config)
+        refuse_unsupported(body, ("mcp_servers", "tools"))
+        return body, ignored_header(unknown)
+
+
+def _request(body: Messages) -> GenerateRequest:
+    fields = present(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, json_schema=_schema_of(body))
+    sampling = SamplingParams(max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), **fields)
+    return GenerateRequest(prompt=_conversation(body), sampling=sampling, names=_NAMES)
+
+
+def _schema_of(body: Messages) -> str | None:
+    """The JSON schema that the answer must satisfy."""
+    wanted = body.output_format or (body.output_config or {}).get("format")
+    if not wanted:
+        return None
+    schema = wanted.get("schema")
+    if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
+        name = "output_format" if body.output_format else "output_config.format"
+        raise InvalidRequest(f"{name} must be {{type: json_schema, schema: an object}}", param=name)
+    return msgspec.json.encode(schema).decode()
+
+
+def _conversation(body: CountTokens) -> Chat:
+    chat: list[Json] = []
+    if body.system:
+        chat.append({"role": "system", "content": _text(body.system, "system")})
+    for i, message in enumerate(body.messages):
+        chat += _converted(message, f"messages[{i}]")
+    begun = bool(chat) and chat[-1]["role"] == "assistant" and not chat[-1].get("tool_calls")
+    extra = {} if body.thinking is None else {"enable_thinking": body.thinking.get("type") != "disabled"}
+    options = ChatOptions(add_generation_prompt=not begun, continue_final_message=begun, extra=extra)
+    return Chat(messages=tuple(chat), options=options)
+
+
+def _converted(message: AnthropicMessage, name: str) -> list[Json]:
+    """One message as one or several: results of tools are messages of their own."""
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    if message.role == "assistant":
+        return [_assistant(message.content, f"{name}.content")]
+    chat: list[Json] = []
+    for i, block in enumerate(message.content):
+        where = f"{name}.content[{i}]"
+        if block.get("type") == "tool_result":
+            content = _text(block.get("content") or "", f"{where}.content")
+            chat.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content})
+            continue
+        if not chat or chat[-1]["role"] != message.role:
+            chat.append({"role": message.role, "content": []})
+        chat[-1]["content"].append(_text_block(block, where))
+    return chat
+
+
+def _assistant(blocks: list[Json], name: str) -> Json:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Json] = []
+    for i, block in enumerate(blocks):
+        match block.get("type"):
+            case "thinking":
+                thoughts.append(str(block.get("thinking", "")))
+            case "redacted_thinking":
+                continue
+            case "tool_use":
+                function = {"name": block.get("name"), "arguments": block.get("input") or {}}
+                calls.append({"id": block.get("id"), "type": "function", "function": function})
+            case _:
+                texts.append(_text_block(block, f"{name}[{i}]")["text"])
+    message: Json = {"role": "assistant", "content": "".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _text(content: str | list[Json], name: str) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(_text_block(block, f"{name}[{i}]")["text"] for i, block in enumerate(content))
+
+
+def _text_block(block: Json, name: str) -> Json:
+    """A block as a text part: text, or a document that is plain text."""
+    text = block.get("text")
+    if block.get("type") == "document":
+        source = block.get("source")
+        text = source.get("data") if isinstance(source, dict) and source.get("type") == "text" else None
+    if block.get("type") not in ("text", "document") or not isinstance(text, str):
+        kind = show(block.get("type"))
+        raise InvalidRequest(f"{name} is a block of type {kind} without text; this model takes text only", param=name)
+    return {"type": "text", "text": text}

@@ -1,0 +1,93 @@
+"""Orders to a running server: abort, pause and continue, flush the cache. SGLang's routes and words."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from radixlm.config import Config
+from radixlm.engine.caller import current_caller
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.validate import show
+from radixlm.errors import InvalidRequest
+from radixlm.serve.body import decode, read_body
+from radixlm.serve.schema import AbortRequest, PauseGeneration
+
+_LOOK_S = 0.02
+_MAX_WAIT_S = 600.0
+
+
+class Control:
+    """The routes of the operator."""
+
+    def __init__(self, frontend: Frontend, config: Config) -> None:
+        self._frontend = frontend
+        self._config = config
+
+    async def abort(self, request: Request) -> Response:
+        """POST /abort_request: ends what has exactly this rid, or everything; always 200."""
+        body = decode(await read_body(request, self._config.max_body), AbortRequest)
+        if body.abort_all:
+            current_caller().require("admin")
+            return JSONResponse(await self._frontend.engine.control("abort_all"))
+        if not body.rid:
+            raise InvalidRequest("rid is absent; name a request or set abort_all", param="rid")
+        return JSONResponse({"aborted": self._frontend.abort(body.rid)})
+
+    async def pause(self, request: Request) -> Response:
+        """POST /pause_generation: nothing is computed until /continue_generation; requests are still taken, and wait.
+
+        `mode` says what becomes of those that run: abort ends them, retract takes their memory, in_place leaves it to them.
+        """
+        raw = await read_body(request, self._config.max_body)
+        mode = decode(raw or b"{}", PauseGeneration).mode
+        engine = self._frontend.engine
+        await engine.control("pause")
+        if mode == "abort":
+            await engine.control("abort_all")
+        elif mode == "retract":
+            await engine.control("preempt")
+        return JSONResponse({"message": "Generation paused successfully.", "status": "ok"})
+
+    async def resume(self, request: Request) -> Response:
+        """POST /continue_generation; a server that was not paused stays as it is."""
+        del request
+        await self._frontend.engine.control("resume")
+        return JSONResponse({"message": "Generation continued successfully.", "status": "ok"})
+
+    async def flush_cache(self, request: Request) -> Response:
+        """GET or POST /flush_cache: evicts all that no running request needs.
+
+        With `timeout` it waits so many seconds for the server to have no request at all, and is refused if it still has.
+        """
+        limit_s = _seconds(request.query_params.get("timeout", "0"))
+        if limit_s:
+            await self._wait_idle(limit_s)
+        return JSONResponse(await self._frontend.engine.control("flush_cache"))
+
+    async def _wait_idle(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_s
+        while num_open := (await self._frontend.engine.control("stats"))["open"]:
+            if loop.time() >= deadline:
+                raise InvalidRequest(
+                    f"{num_open} requests are still open after {limit_s:g} s; raise timeout, abort them, or leave timeout "
+                    "out to evict what they do not need",
+                    param="timeout",
+                )
+            await asyncio.sleep(_LOOK_S)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _MAX_WAIT_S:
+        raise InvalidRequest(
+            f"timeout is {show(text)}; it must be seconds, at least 0 and at most {_MAX_WAIT_S:g}", param="timeout"
+        )
+    return value

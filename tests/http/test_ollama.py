@@ -1,0 +1,150 @@
+"""/api/chat, /api/generate and what Ollama's clients ask beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from radixlm.engine.fake import endless
+from tests.http.harness import Server, with_server
+
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+PROMPT = "<user>hi\n<assistant>"
+
+
+def ask(path: str, body: dict | None = None, status: int = 200, **options) -> dict:
+    async def test(server: Server):
+        answer = await (server.client.get(path) if body is None else server.post(path, {"stream": False, **body}))
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    return with_server(test, **options)
+
+
+def lines(path: str, body: dict, **options) -> list[dict]:
+    async def test(server: Server):
+        answer = await server.post(path, body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    return with_server(test, **options)
+
+
+def sampling(options: dict, path: str = "/api/chat", **body):
+    async def test(server: Server):
+        sent = {**CHAT, "prompt": "x", "stream": False, "options": options, **body}
+        answer = await server.post(path, sent)
+        assert answer.status_code == 200, answer.text
+        return server.engine.requests[0].script[0].sampling, answer.headers
+
+    return with_server(test)
+
+
+def test_a_whole_chat_answer():
+    answer = ask("/api/chat", CHAT)
+    assert answer["message"] == {"role": "assistant", "content": PROMPT}
+    assert (answer["model"], answer["done"], answer["done_reason"]) == ("fake", True, "stop")
+    assert (answer["prompt_eval_count"], answer["eval_count"]) == (len(PROMPT), len(PROMPT) + 1)
+    assert answer["total_duration"] > 0
+
+
+def test_streams_are_lines_by_default_and_join_to_the_whole():
+    found = lines("/api/chat", CHAT)
+    assert "".join(line["message"]["content"] for line in found) == PROMPT
+    assert [line["done"] for line in found] == [False] * (len(found) - 1) + [True]
+    assert found[-1]["eval_count"] == len(PROMPT) + 1
+    assert "eval_count" not in found[0]
+
+
+def test_generate_goes_through_the_template_unless_raw():
+    assert ask("/api/generate", {"model": "fake", "prompt": "hi", "system": "s"})["response"] == f"<system>s\n{PROMPT}"
+    assert ask("/api/generate", {"model": "fake", "prompt": "hi", "raw": True})["response"] == "hi"
+    assert lines("/api/generate", {"model": "fake", "prompt": "ab", "raw": True})[0]["response"] == "a"
+
+
+def test_options_have_ollamas_names_and_defaults():
+    got, _ = sampling({})
+    assert (got.temperature, got.top_k, got.top_p) == (0.8, 40, 0.9)
+    assert got.max_tokens == 1024 - len(PROMPT)
+    options = {"temperature": 0, "top_k": 0, "num_predict": 7, "stop": ["x"], "repeat_penalty": 1.1, "seed": 3}
+    got, headers = sampling({**options, "num_ctx": 4096, "mirostat": 1}, keep_alive="5m")
+    assert (got.temperature, got.top_k, got.max_tokens, got.stop) == (0, -1, 7, ("x",))
+    assert (got.repetition_penalty, got.seed) == (1.1, 3)
+    assert headers["x-ignored-params"] == "prompt, options.num_ctx, options.mirostat"
+    assert sampling({"num_predict": -1})[0].max_tokens == 1024 - len(PROMPT)
+
+
+def test_a_format_constrains_the_answer():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert sampling({}, format="json")[0].json_schema == '{"type":"object"}'
+    assert json.loads(sampling({}, format=schema)[0].json_schema) == schema
+    assert sampling({}, format="")[0].json_schema is None
+    assert "format" in ask("/api/chat", {**CHAT, "format": "yaml"}, 400)["error"]
+
+
+def test_length_and_stop_are_told():
+    assert ask("/api/chat", {**CHAT, "options": {"num_predict": 3}})["done_reason"] == "length"
+    stopped = ask("/api/chat", {**CHAT, "options": {"stop": "hi"}})
+    assert (stopped["message"]["content"], stopped["done_reason"]) == ("<user>", "stop")
+
+
+def test_log_probabilities_stand_beside_the_text():
+    answer = ask("/api/chat", {**CHAT, "logprobs": True, "top_logprobs": 1, "options": {"num_predict": 2}})
+    assert [entry["token"] for entry in answer["logprobs"]] == ["<", "u"]
+    assert len(answer["logprobs"][0]["top_logprobs"]) == 1
+
+
+def test_a_request_without_a_prompt_loads_the_model():
+    assert ask("/api/generate", {"model": "fake"})["done_reason"] == "load"
+    assert ask("/api/chat", {"model": "fake", "messages": []})["message"]["content"] == ""
+
+
+def test_the_model_is_listed_shown_and_running():
+    (card,) = ask("/api/tags")["models"]
+    assert card["name"] == card["model"] == "fake:latest"
+    assert ask("/api/ps")["models"][0]["context_length"] == 1024
+    shown = ask("/api/show", {"model": "fake:latest"})
+    assert "completion" in shown["capabilities"]
+    assert shown["model_info"]["Fake.context_length"] == 1024
+    assert ask("/api/version")["version"].count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "path, body, status, word",
+    [
+        ("/api/chat", {**CHAT, "model": "other"}, 404, "model not found"),
+        ("/api/show", {"model": "other"}, 404, "model not found"),
+        ("/api/chat", {**CHAT, "options": {"temperature": -1}}, 400, "options.temperature"),
+        ("/api/chat", {**CHAT, "options": {"top_k": "all"}}, 400, "options.top_k"),
+        ("/api/chat", {**CHAT, "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "images"),
+        ("/api/generate", {"model": "fake", "prompt": "x", "suffix": "y"}, 400, "suffix"),
+        ("/api/generate", {"model": "fake", "prompt": "x", "template": "{{ .Prompt }}"}, 400, "template"),
+        ("/api/generate", {"model": "fake", "prompt": "x" * 2000, "raw": True}, 400, "prompt"),
+        ("/api/chat", {**CHAT, "messages": "hi"}, 400, "messages"),
+    ],
+)
+def test_errors_are_one_sentence_under_error(path, body, status, word):
+    answer = ask(path, body, status)
+    assert list(answer) == ["error"]
+    assert word in answer["error"]
+
+
+def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_line():
+    async def test(server: Server):
+        async with server.client.stream("POST", "/api/chat", json={**CHAT, "options": {"num_predict": 900}}) as answer:
+            return [json.loads(line) async for line in answer.aiter_lines()]
+
+    async def dying(server: Server):
+        reading = asyncio.ensure_future(test(server))
+        while not server.engine.num_open:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        server.engine.die()
+        found = await reading
+        assert found[0]["done"] is False
+        assert list(found[-1]) == ["error"]
+
+    with_server(dying, continuation=endless, delay_s=0.005)
