@@ -102,7 +102,7 @@ class Pins:
             wanted = _pages(self.crossing(among), node) * self._page_size
             if wanted > quota * self._page_size:
                 limit = quota * self._page_size
-                return f"{wanted} tokens would be kept, the limit is {limit}; unpin another, or raise --pin-share"
+                return f"{wanted} tokens would be kept, the limit is {limit}; unpin another, or raise --pin-share or --kv-tokens"
         return ""
 
     def _among(self, among: str) -> list[Kept]:

@@ -25,7 +25,7 @@ from radixlm.sched.missed import why_missed
 from radixlm.sched.scheduler import Scheduler
 from radixlm.types import TOKEN_BYTES, from_bytes
 
-MOST_VISITED = 2048  # nodes; a walk of so many takes about 2 ms
+MOST_VISITED = 1024  # nodes; a walk of so many takes 2 ms of a processor
 HEAD_TOKENS = 32
 
 
@@ -54,10 +54,7 @@ class _Run:
     parent: int
     start: int  # pages before it
     nodes: list[Node]
-
-    @property
-    def num_pages(self) -> int:
-        return sum(len(node.pages) for node in self.nodes)
+    num_pages: int
 
 
 def _view(scheduler: Scheduler, most: int, among: str, now: float) -> CacheView:
@@ -91,7 +88,7 @@ def _walk(tree: RadixTree, among: str) -> tuple[list[_Run], bool]:
     def push(namespace: str, parent: int, start: int, children: Iterable[Node]) -> None:
         nonlocal left
         for child in islice(children, left):
-            heapq.heappush(heap, (-child.hits, child.number, _Run(namespace, parent, start, [child])))
+            heapq.heappush(heap, (-child.hits, child.number, _Run(namespace, parent, start, [child], len(child.pages))))
             left -= 1
 
     for name, root in islice(tree.roots.items(), MOST_VISITED):
@@ -102,6 +99,7 @@ def _walk(tree: RadixTree, among: str) -> tuple[list[_Run], bool]:
         found.append(run)
         while left and (below := _only_child(run.nodes[-1])) is not None:
             run.nodes.append(below)
+            run.num_pages += len(below.pages)
             left -= 1
         push(run.namespace, number, run.start + run.num_pages, run.nodes[-1].children.values())
     return found, left > 0

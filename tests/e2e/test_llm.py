@@ -168,3 +168,16 @@ def test_the_generate_command_reads_stdin_and_prints_the_text():
         words, input="The capital of France is", capture_output=True, text=True, timeout=60, check=False
     )
     assert (run.returncode, run.stdout) == (0, " Paris\n"), run.stderr
+
+
+def test_a_pinned_beginning_stays_cached_through_a_flush():
+    system = [{"role": "system", "content": "You are a geography teacher who answers in one short sentence."}]
+    with LLM("smollm2-135m", kv_tokens=20_000) as small:
+        pin = small.pin(system, ttl_s=60)
+        small.flush_cache()
+        answer = small.chat([*system, {"role": "user", "content": "What is the capital of France?"}], GREEDY)
+        assert answer.usage.cached_tokens == pin.num_tokens
+        assert small.cache().prefixes[0].text.startswith("<|im_start|>system\nYou are a geography teacher")
+        assert small.unpin(pin) == 1
+        small.flush_cache()
+        assert small.cache().prefixes == ()

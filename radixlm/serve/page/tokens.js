@@ -12,7 +12,8 @@ export class TokenView {
   span(token, text) {
     const chance = Math.exp(token.logprob);
     const level = Math.min(5, Math.floor(-token.logprob / 0.5)); // 0: sure, 5: under 8 %
-    const span = h("span", { class: `token t${level}`, tabindex: "0", text: text || "·", "aria-label": `${text}, ${percent(chance)}` });
+    const special = /^<\|.*\|>$|^<\/?s>$/.test(text) ? " mark" : "";
+    const span = h("span", { class: `token t${level}${special}`, tabindex: "0", text: text || "·", "aria-label": `${text}, ${percent(chance)}` });
     const show = () => this.show(span, token);
     span.addEventListener("pointerenter", show);
     span.addEventListener("focus", show);
