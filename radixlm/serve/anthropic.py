@@ -16,10 +16,11 @@ from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest
-from radixlm.serve.anthropic_answer import WIRE, Answer
+from radixlm.serve.anthropic_answer import ERRORS, WIRE, Answer
+from radixlm.serve.anthropic_schema import AnthropicMessage, CountedTokens, CountTokens, MessageAnswer, Messages
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
-from radixlm.serve.schema import AnthropicMessage, CountTokens, Messages
+from radixlm.serve.routes import EVENTS, Row
 from radixlm.serve.served import check_model
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.text.template import ChatOptions
@@ -37,6 +38,16 @@ class Anthropic:
     def __init__(self, frontend: Frontend, config: Config) -> None:
         self._frontend = frontend
         self._config = config
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        post, path = ("POST",), "/v1/messages"
+        message = Row(path, self.messages, "inference", post, Messages, None, MessageAnswer, EVENTS, errors=ERRORS)
+        path = "/v1/messages/count_tokens"
+        return [
+            message,
+            Row(path, self.count_tokens, "inference", post, CountTokens, None, CountedTokens, errors=ERRORS),
+        ]
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,7 +15,9 @@ from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.body import decode, read_body
-from radixlm.serve.schema import AbortRequest, PauseGeneration
+from radixlm.serve.replies import Aborted, Done
+from radixlm.serve.routes import Row
+from radixlm.serve.schema import AbortRequest, FlushCache, PauseGeneration
 
 _LOOK_S = 0.02
 _MAX_WAIT_S = 600.0
@@ -26,6 +29,16 @@ class Control:
     def __init__(self, frontend: Frontend, config: Config) -> None:
         self._frontend = frontend
         self._config = config
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        post = ("POST",)
+        return [
+            Row("/abort_request", self.abort, "inference", post, AbortRequest, None, Aborted),
+            Row("/pause_generation", self.pause, "admin", post, PauseGeneration, None, Done),
+            Row("/continue_generation", self.resume, "admin", post, answer=Done),
+            Row("/flush_cache", self.flush_cache, "admin", ("GET", *post), None, FlushCache, dict[str, Any]),
+        ]
 
     async def abort(self, request: Request) -> Response:
         """POST /abort_request: ends what has exactly this rid, or everything; always 200."""

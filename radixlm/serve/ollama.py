@@ -20,8 +20,16 @@ from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest, UnknownModel
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
-from radixlm.serve.ollama_answer import WIRE, Answer, now
-from radixlm.serve.schema import OllamaAsk, OllamaChat, OllamaGenerate, OllamaModel, OllamaOptions
+from radixlm.serve.ollama_answer import ERRORS, WIRE, Answer, now
+from radixlm.serve.ollama_schema import (
+    OllamaAnswer,
+    OllamaAsk,
+    OllamaChat,
+    OllamaGenerate,
+    OllamaModel,
+    OllamaOptions,
+)
+from radixlm.serve.routes import Row
 from radixlm.serve.served import check_model, served_name
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.text.template import ChatOptions
@@ -50,6 +58,18 @@ class Ollama:
         self._frontend = frontend
         self._config = config
         self._started = datetime.now(UTC).isoformat()
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        post, lines, answer, facts = ("POST",), "application/x-ndjson", OllamaAnswer, dict[str, Any]
+        return [
+            Row("/api/chat", self.chat, "inference", post, OllamaChat, None, answer, lines, errors=ERRORS),
+            Row("/api/generate", self.generate, "inference", post, OllamaGenerate, None, answer, lines, errors=ERRORS),
+            Row("/api/tags", self.tags, "inference", answer=facts, errors=ERRORS),
+            Row("/api/ps", self.running, "inference", answer=facts, errors=ERRORS),
+            Row("/api/show", self.show, "inference", post, OllamaModel, answer=facts, errors=ERRORS),
+            Row("/api/version", self.version, "inference", answer=facts, errors=ERRORS),
+        ]
 
     async def chat(self, request: Request) -> Response:
         """POST /api/chat."""

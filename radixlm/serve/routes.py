@@ -7,7 +7,7 @@ in `app.py`. A row has no default scope, so a route that nobody thought about ca
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -22,6 +22,7 @@ Scope = Literal["public", "inference", "metrics", "admin"]
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Stream = Literal["text/event-stream", "application/x-ndjson"]
+EVENTS: Stream = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,8 @@ class Row:
     def summary(self) -> str:
         """The first line of the endpoint's docstring."""
         return (self.endpoint.__doc__ or "").strip().partition("\n")[0]
+
+
+def spelled(row: Row, *other: str) -> list[Row]:
+    """One route under all the names that clients know it by."""
+    return [row, *(replace(row, path=path) for path in other)]

@@ -13,6 +13,8 @@ from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve.body import decode, ignored_header, read_body, unknown_fields
 from radixlm.serve.convert import is_tokens
+from radixlm.serve.replies import Detokenized, Tokenized
+from radixlm.serve.routes import Row, spelled
 from radixlm.serve.schema import Detokenize, Tokenize
 from radixlm.text.template import ChatOptions
 
@@ -25,6 +27,12 @@ class Tokens:
     def __init__(self, frontend: Frontend, config: Config) -> None:
         self._frontend = frontend
         self._config = config
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        tokenize = Row("/tokenize", self.tokenize, "inference", ("POST",), Tokenize, None, Tokenized)
+        detokenize = Row("/detokenize", self.detokenize, "inference", ("POST",), Detokenize, None, Detokenized)
+        return [*spelled(tokenize, "/v1/tokenize"), *spelled(detokenize, "/v1/detokenize")]
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: {tokens, count, max_model_len}; lists of them for a list of prompts."""
