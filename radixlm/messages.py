@@ -170,6 +170,19 @@ class PartEnded(msgspec.Struct, frozen=True, tag=True):
     healed: bytes = b""
 
 
+class Forced(msgspec.Struct, frozen=True, tag=True):
+    """Tokens that a grammar left no choice about: they follow the tokens sent so far without being sampled.
+
+    The last `num_dropped` tokens sent are not in the sequence: `tokens` (int32 bytes) spell their text and then `text`, as
+    the tokenizer would spell both together.
+    """
+
+    key: int
+    num_dropped: int
+    tokens: bytes
+    text: bytes
+
+
 class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The one terminal event of a request. Times are seconds; `queue_s` until admission, `prefill_s` until the first token.
 
@@ -190,6 +203,9 @@ class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     code: str = ""  # an error code of radixlm.errors when the request was rejected or failed
 
 
+Detail = Logprobs | PartEnded | Forced
+
+
 class Outputs(msgspec.Struct, frozen=True, tag=True):
     """All that one step produced for one frontend.
 
@@ -199,7 +215,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 
     keys: bytes = b""
     tokens: bytes = b""
-    details: tuple[Logprobs | PartEnded, ...] = ()
+    details: tuple[Detail, ...] = ()
     ended: tuple[Ended, ...] = ()
 
 

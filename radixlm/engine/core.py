@@ -11,15 +11,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
 
 from radixlm.config import Config
+from radixlm.grammar.api import Grammar
 from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.runner.api import Runner, Step
 from radixlm.sched.audit import audit, repair
+from radixlm.sched.constrain import Constraints
 from radixlm.sched.limits import Limits
 from radixlm.sched.plan import Plan
 from radixlm.sched.request import StopCheck
@@ -31,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 Sink = Callable[[Outputs], None]
 _RATE_WINDOW_S = 5.0
-PAUSED_LOOK_S = 0.1
-"""How often a paused loop looks whether a request is past its deadline."""
+LOOK_S = 0.1
+"""How often a loop that is paused, or waits for grammars only, looks whether a request is past its deadline."""
 AUDIT_AFTER_S = 1.0
 """Seconds without work before the books are checked: with a quarter of a million pages that takes 30 ms, which a request that
 comes right after another should not wait for."""
@@ -53,14 +56,16 @@ class Core:
         info: EngineInfo,
         config: Config,
         make_stop: Callable[[SamplingParams], StopCheck | None] = no_stops,
+        constraints: Constraints | None = None,
     ) -> None:
         self.info = info
         self.beats = 0
-        self.scheduler = Scheduler(limits_of(info, config), make_stop)
+        self._awake = threading.Event()
+        self._close_constraints = constraints.close if constraints else None
+        self.scheduler = Scheduler(limits_of(info, config), make_stop, constraints=self._waking(constraints))
         self._runner = runner
         self._overlap = info.device.startswith("cuda") if config.overlap is None else config.overlap
         self._inbox: deque[Callable[[], None]] = deque()
-        self._awake = threading.Event()
         self._stopping = False
         self._sinks: dict[Sink, int] = {}
         self._targets: list[Sink] = []
@@ -88,6 +93,19 @@ class Core:
         self._stopping = True
         self._awake.set()
 
+    def _waking(self, constraints: Constraints | None) -> Constraints | None:
+        """The loop wakes up when a grammar is compiled."""
+        if constraints is None:
+            return None
+
+        def grammar(sampling: SamplingParams) -> Future[Grammar] | None:
+            future = constraints.grammar(sampling)
+            if future is not None and not future.done():
+                future.add_done_callback(lambda _: self._awake.set())
+            return future
+
+        return replace(constraints, grammar=grammar)
+
     def _post(self, task: Callable[[], None]) -> None:
         self._inbox.append(task)
         self._awake.set()
@@ -108,10 +126,12 @@ class Core:
         self.beats += 1
         worked = self._previous is not None
         plan = self._plan()
+        if self.scheduler.outbox.has_details:
+            self._send_out()
         step = self._runner.forward(plan) if plan is not None else None
         self._commit()  # the device is busy with `step` meanwhile
         if plan is not None and step is not None:
-            step.sample(None)
+            step.sample(self.scheduler.masks(plan))
             self._previous = (plan, step)
             if not self._overlap:
                 self._commit()
@@ -142,8 +162,8 @@ class Core:
     def _rest(self) -> None:
         """Sleeps until something comes in."""
         if self.scheduler.num_open:
-            assert self._paused, "requests are open, yet nothing can be computed for them"
-            self._awake.wait(PAUSED_LOOK_S)
+            assert self._paused or self.scheduler.num_blocked, "requests are open, yet nothing can be computed for them"
+            self._awake.wait(LOOK_S)
             return
         while not self._awake.is_set() and self._runner.idle():
             self.beats += 1
@@ -164,6 +184,8 @@ class Core:
         self._commit()
         self.scheduler.abort_all("the engine is shutting down")
         self._send_out()
+        if self._close_constraints is not None:
+            self._close_constraints()
 
     # -- in the loop's thread -----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From options to a `Core` that is ready to run: the model on its device, and the tokenizer that finds stop strings."""
+"""From options to a `Core` that is ready to run: the model on its device, the tokenizer that finds stop strings, the grammars."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from functools import partial
 
 from radixlm.config import Config
 from radixlm.engine.core import Core
+from radixlm.engine.grammars import grammar_of, token_vocabulary
 from radixlm.engine.reading import Reading, load_reading
+from radixlm.grammar.service import Grammars
 from radixlm.runner.create import create_runner
+from radixlm.sched.constrain import Constraints
 from radixlm.text.stops import make_stop
 
 
@@ -15,4 +18,8 @@ def create_core(config: Config, reading: Reading | None = None) -> Core:
     """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy."""
     reading = reading or load_reading(config)
     runner, info = create_runner(config)
-    return Core(runner, info, config, partial(make_stop, reading.tokenizer))
+    grammars = Grammars(token_vocabulary(reading.tokenizer, info.vocab_size, info.eos_token_ids))
+    constraints = Constraints(
+        grammars.vocabulary, partial(grammar_of, grammars, reading.tokenizer.vocabulary.exact), config.jump_forward
+    )
+    return Core(runner, info, config, partial(make_stop, reading.tokenizer), constraints)

@@ -9,7 +9,7 @@ import numpy as np
 
 from radixlm.messages import EngineInfo
 from radixlm.sched.plan import ON_DEVICE, Plan
-from radixlm.sched.sampled import Masks, Sampled
+from radixlm.sched.sampled import FAILED, Masks, Sampled
 from radixlm.types import IntArray
 
 _MASK = (1 << 64) - 1
@@ -53,9 +53,12 @@ class FakeStep:
         self._tokens: list[int] = []
 
     def sample(self, masks: Masks | None) -> None:
-        del masks
         slots = self._plan.slots[self._plan.samples].tolist()
         self._tokens = [_choose(cells, self._runner.vocab_size) for cells in self._contexts]
+        if masks is not None:
+            for row, bits in zip(masks.rows.tolist(), masks.bits):
+                allowed = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))
+                self._tokens[row] = int(allowed[_choose(self._contexts[row], len(allowed))]) if len(allowed) else FAILED
         for slot, token in zip(slots, self._tokens):
             self._runner.last_token[slot] = token
 

@@ -17,6 +17,7 @@ import msgspec
 
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
+from radixlm.engine.constrain import constraint_fields
 from radixlm.engine.output import Completion, Delta, Output, Usage
 from radixlm.engine.scripts import ScriptOutput
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
@@ -238,7 +239,7 @@ class Frontend:
             async with aclosing(engine.generate(self._request(item, key, number))) as frames:
                 async for frame in frames:
                     for delta in output.deltas(frame):
-                        _check_end(delta, frame)
+                        _check_end(delta, frame, item.request)
                         watch.saw(delta)
                         yield delta
                     if output.stopped and not frame.ended:
@@ -310,10 +311,12 @@ class _Watch:
             metrics.token_seconds.observe((now - self._first) / (usage.completion_tokens - 1))
 
 
-def _check_end(delta: Delta, frame: Outputs) -> None:  # hot
+def _check_end(delta: Delta, frame: Outputs, asked: GenerateRequest) -> None:  # hot
     """Raises what the engine reports as an error."""
     if delta.finish is not None and delta.finish.type in ("error", "timeout"):
         code, text = frame.ended[0].code, delta.finish.message or "the engine could not finish the request"
+        if code == "invalid_grammar":
+            raise InvalidRequest(text, param=next(map(asked.name, constraint_fields(asked.sampling)), None))
         kind = RequestTimeout if delta.finish.type == "timeout" else _BY_CODE.get(code, Error)
         raise kind(text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from radixlm.messages import Ended, Logprobs, Missed, Outputs, TokenLogprobs
+from radixlm.messages import Ended, Forced, Logprobs, Missed, Outputs, TokenLogprobs
 from radixlm.text.detokenizer import make_detokenizer
 from radixlm.text.stops import StopText
 from radixlm.text.tokenizer import Tokenizer
@@ -16,8 +16,10 @@ from radixlm.types import Finish, SamplingParams, from_bytes
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice cost. `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more;
-    `forced_tokens` literal runs appended inside the engine. Times in seconds.
+    """What a choice cost; times in seconds.
+
+    `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more. `forced_tokens` were
+    appended without being sampled: a script's literal runs, and text that a grammar left no choice about.
     """
 
     prompt_tokens: int
@@ -39,6 +41,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 class Delta(msgspec.Struct, kw_only=True):
     """What is new of choice `index`. The last delta of a choice has `finish` and `usage`.
 
+    `num_dropped` of the tokens in earlier deltas are replaced by the first of `tokens`: the same text, spelled otherwise.
     `tokens` include the stop token or the tokens of the stop string, `text` does not (unless `include_stop`). `logprobs`
     belong to output tokens in order, `prompt_logprobs` to prompt positions from `max(1, prompt_logprobs_start)` on.
     """
@@ -46,6 +49,7 @@ class Delta(msgspec.Struct, kw_only=True):
     index: int
     text: str = ""
     tokens: list[int] = []
+    num_dropped: int = 0
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
     finish: Finish | None = None
@@ -70,7 +74,7 @@ class Completion:
     def add(self, delta: Delta) -> None:
         """Takes the next delta of this choice."""
         self.text += delta.text
-        self.tokens += delta.tokens
+        self.tokens[len(self.tokens) - delta.num_dropped :] = delta.tokens
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
         self.finish = delta.finish
@@ -118,6 +122,8 @@ class Output:
         for detail in frame.details:
             if isinstance(detail, Logprobs):
                 self._take_logprobs(detail, delta)
+            elif isinstance(detail, Forced) and self._finish is None:
+                self.force(detail, delta)
         for ended in frame.ended:
             self._end(ended, delta)
         return delta
@@ -130,6 +136,14 @@ class Output:
             delta.text += self._text_of(token)
             if self._finish is not None:
                 return
+
+    def force(self, forced: Forced, delta: Delta) -> None:
+        """Forced tokens: those they replace leave this delta, or are counted if they went out before."""
+        here = min(forced.num_dropped, len(delta.tokens))
+        delta.tokens = [*delta.tokens[: len(delta.tokens) - here], *from_bytes(forced.tokens).tolist()]
+        delta.num_dropped += forced.num_dropped - here
+        delta.text += self._detokenizer.push_bytes(forced.text)
+        self._num_tokens += len(forced.tokens) // 4 - forced.num_dropped
 
     def _text_of(self, token: int) -> str:  # hot
         if token in self._stop_tokens:

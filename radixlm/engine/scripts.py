@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from radixlm.engine.output import Delta, Output
-from radixlm.messages import Ended, Outputs, PartEnded
+from radixlm.messages import Ended, Forced, Logprobs, Outputs, PartEnded
 from radixlm.text.stops import StopMatcher
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, Part, SamplingParams, from_bytes
@@ -38,16 +38,18 @@ class ScriptOutput:
 
     def deltas(self, frame: Outputs) -> list[Delta]:  # hot
         """What a frame adds, one delta per part that it touches. Tokens come before the ends of parts in it."""
-        ends = [detail for detail in frame.details if isinstance(detail, PartEnded)]
-        scores = tuple(detail for detail in frame.details if not isinstance(detail, PartEnded))
+        scores = tuple(detail for detail in frame.details if isinstance(detail, Logprobs))
         self._tokens += from_bytes(frame.tokens).tolist()
         self._num_output += len(frame.tokens) // 4
         delta = self._output.take(Outputs(frame.keys, frame.tokens, scores))
         delta.part = self._part
         found = [delta]
-        for end in ends:
-            self._end(found[-1], end)
-            found.append(Delta(index=self._index, part=self._part))
+        for detail in frame.details:
+            if isinstance(detail, Forced):
+                self._force(found[-1], detail)
+            elif isinstance(detail, PartEnded):
+                self._end(found[-1], detail)
+                found.append(Delta(index=self._index, part=self._part))
         for ended in frame.ended:
             self._finish(found[-1], ended)
         return found if len(found) == 1 or found[-1].finish is not None else found[:-1]
@@ -60,6 +62,12 @@ class ScriptOutput:
         num_prompt = 0 if self._part else self._length  # log probabilities before it belong to the prompt
         self._output = Output(self._index, num_prompt, sampling, self._tokenizer, self._eos)
         self._tokens: list[int] = []
+
+    def _force(self, delta: Delta, forced: Forced) -> None:
+        tokens = from_bytes(forced.tokens).tolist()
+        self._output.force(forced, delta)
+        self._tokens[len(self._tokens) - forced.num_dropped :] = tokens
+        self._num_output += len(tokens) - forced.num_dropped
 
     def _end(self, delta: Delta, end: PartEnded) -> None:
         self._output.end_part(end.finish, delta)
@@ -80,7 +88,7 @@ class ScriptOutput:
 
 def kept_tokens(tokens: list[int], sampling: SamplingParams, finish: Finish, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a generated part without its stop, as the engine would keep them before a literal run."""
-    if finish.type != "stop" or not tokens:
+    if finish.type != "stop" or finish.matched is None or not tokens:
         return tokens
     if not isinstance(finish.matched, str):
         return tokens[:-1]

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator
 
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
-from radixlm.messages import Ended, Logprobs, Outputs, PartEnded
+from radixlm.messages import Detail, Ended, Outputs
 from radixlm.types import Request
 
 Frames = AsyncGenerator[Outputs, None]
@@ -26,7 +26,7 @@ class _Frame:
 
     def __init__(self) -> None:
         self.tokens = array("i")
-        self.details: list[Logprobs | PartEnded] = []
+        self.details: list[Detail] = []
         self.ended: Ended | None = None
 
 
@@ -63,7 +63,7 @@ class Stream:
         frame.tokens.append(token)
         self._wake()
 
-    def add_detail(self, detail: Logprobs | PartEnded) -> None:
+    def add_detail(self, detail: Detail) -> None:
         """A detail that refers to the tokens up to here."""
         (self._frames[-1] if self._frames else self._grow()).details.append(detail)
         self._wake()

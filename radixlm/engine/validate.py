@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from radixlm.engine.constrain import check_constraint
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.regex import compile_regexes
@@ -134,6 +135,7 @@ def _check_sampling(request: GenerateRequest, limits: Limits) -> None:
     _check_numbers(request)
     _check_stops(request, limits)
     _check_bias(request, limits)
+    check_constraint(request.sampling, request.names)
 
 
 def _check_script(request: GenerateRequest, limits: Limits) -> None:

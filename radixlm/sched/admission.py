@@ -18,7 +18,7 @@ from radixlm.sched.request import Lease, OpenRequest
 from radixlm.sched.rows import Rows
 from radixlm.types import Finish, IntArray
 
-REFUSALS = ("queue_full", "context_length_exceeded", "duplicate_key")
+REFUSALS = ("queue_full", "context_length_exceeded", "duplicate_key", "invalid_grammar")
 MOST_RESERVED = 4096  # tokens of output reserved for one request at most
 WORTH_WAITING = 32  # common tokens for which a request waits until another has computed them
 
@@ -56,7 +56,7 @@ class Verdict(Enum):
     """What becomes of a waiting request in this step."""
 
     ADMIT = "admit"
-    LATER = "another request is computing its prefix"
+    LATER = "another request is computing its prefix, or its grammar is being compiled"
     NO_PAGES = "it would not fit now"
 
 
@@ -113,6 +113,8 @@ def judge(
     held: Holdings, entry: OpenRequest, taken: float, ratio: float, prefilling: Sequence[Lease]
 ) -> tuple[Verdict, float]:
     """(verdict, pool tokens the request is expected to take). `taken` is what others are expected to take."""
+    if entry.blocked:
+        return Verdict.LATER, 0.0
     size, length, matched = held.page_size, len(entry.tokens), 0
     if held.prefix_cache:
         prefix = entry.tokens[: usable(entry, length, size) * size].tobytes()

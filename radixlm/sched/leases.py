@@ -60,9 +60,24 @@ class Leases:
         rows.watched[slot] = True
         self.prefilling.append(lease)
 
+    def force(self, lease: Lease, kept: int, tokens: IntArray, valid_from: int) -> None:
+        """The row keeps its first `kept` tokens, and these follow without being sampled: a chunk, as a prompt is.
+
+        What launched steps sample for the row is void.
+        """
+        rows, slot = self.rows, lease.slot
+        end = kept + len(tokens)
+        rows.tokens[slot, kept:end] = tokens
+        rows.length[slot] = rows.prompt_end[slot] = end
+        rows.computed[slot] = min(int(rows.computed[slot]), kept)
+        rows.valid_from[slot] = valid_from
+        if lease not in self.prefilling:
+            self.prefilling.append(lease)
+
     def open_part(self, lease: Lease, tokens: IntArray, eos_token_ids: tuple[int, ...]) -> None:
         """The device must know how the row's next part is sampled; `tokens` are all tokens before it."""
         entry = lease.request
+        self.rows.constrained[lease.slot] = entry.matcher is not None
         if entry.sampling is not None:
             part = (entry.sampling, entry.seed, tokens, entry.part_start, eos_token_ids)
             self._opened.append(Opened(lease.slot, *part))

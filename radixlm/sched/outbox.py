@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from radixlm.messages import Ended, Logprobs, Outputs, PartEnded
+from radixlm.messages import Detail, Ended, Outputs
 from radixlm.types import IntArray
 
 
@@ -13,15 +13,20 @@ class Outbox:
 
     def __init__(self) -> None:
         self._columns: list[tuple[IntArray, np.ndarray[tuple[int], np.dtype[np.int64]], IntArray]] = []
-        self._details: list[tuple[int, Logprobs | PartEnded]] = []
+        self._details: list[tuple[int, Detail]] = []
         self._ended: list[tuple[int, Ended]] = []
+
+    @property
+    def has_details(self) -> bool:
+        """Whether something waits that tokens of this step must not overtake."""
+        return bool(self._details)
 
     def tokens(self, sinks: IntArray, keys: np.ndarray[tuple[int], np.dtype[np.int64]], tokens: IntArray) -> None:
         """Row i: request keys[i] of frontend sinks[i] got tokens[i]."""
         if len(tokens):
             self._columns.append((sinks, keys, tokens))
 
-    def detail(self, sink: int, message: Logprobs | PartEnded) -> None:
+    def detail(self, sink: int, message: Detail) -> None:
         self._details.append((sink, message))
 
     def ended(self, sink: int, message: Ended) -> None:

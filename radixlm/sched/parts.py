@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from radixlm.messages import PartEnded
+from radixlm.messages import Forced, PartEnded
+from radixlm.sched.constrain import Constraining
 from radixlm.sched.leases import Leases
-from radixlm.sched.request import EMPTY, Lease, OpenRequest
+from radixlm.sched.limits import Counts, Limits
+from radixlm.sched.outbox import Outbox
+from radixlm.sched.planner import Planner
+from radixlm.sched.request import EMPTY, Lease, OpenRequest, StopCheck
 from radixlm.sched.sampled import FAILED
-from radixlm.types import Finish, IntArray, from_bytes, to_bytes
+from radixlm.types import Finish, IntArray, SamplingParams, from_bytes, to_bytes
 
 
 def finish_of(entry: OpenRequest, position: int, token: int, *, eos: bool) -> Finish | None:
@@ -16,13 +22,18 @@ def finish_of(entry: OpenRequest, position: int, token: int, *, eos: bool) -> Fi
     sampling = entry.sampling
     assert sampling is not None, "a token was sampled for a part that samples none"
     if token == FAILED:
-        return Finish("error", message="the model gave no finite logits for this request")
+        told = "" if entry.matcher is None else ", or its grammar allows no token here"
+        return Finish("error", message=f"the model gave no finite logits for this request{told}")
     if eos or token in sampling.stop_token_ids:
         return Finish("stop", matched=token)
+    if entry.matcher is not None and not entry.matcher.accept((token,)):
+        return Finish("error", message=f"token {token} was sampled, which the grammar does not allow")
     if entry.stop is not None and position + 1 - entry.part_start >= sampling.min_tokens:
         finish = entry.stop.feed(token)
         if finish is not None:
             return finish
+    if entry.matcher is not None and entry.matcher.is_finished:
+        return Finish("stop")
     return Finish("length") if position + 1 >= entry.limit else None
 
 
@@ -48,3 +59,93 @@ def next_part(running: Leases, lease: Lease, finish: Finish, length: int) -> tup
     rows.tokens[slot, kept:end] = forced
     running.restart(lease, kept, end)
     return event, rows.tokens[slot, :end].copy()
+
+
+class Parts:
+    """The course of every request through its parts."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        planner: Planner,
+        outbox: Outbox,
+        counts: Counts,
+        constraining: Constraining,
+        make_stop: Callable[[SamplingParams], StopCheck | None],
+    ) -> None:
+        self._eos = limits.eos_token_ids
+        self._planner = planner
+        self._running = planner.running
+        self._outbox = outbox
+        self._counts = counts
+        self._constraining = constraining
+        self._make_stop = make_stop
+
+    def begin(self, entry: OpenRequest) -> Finish | None:
+        """A waiting request begins its first part; why that ends the request before it began, if it does."""
+        self._open(entry)
+        if entry.matcher is None or not entry.is_last_part:
+            return None
+        finish, forced = self._constraining.jump_waiting(entry)
+        self._publish_forced(entry, forced)
+        return finish
+
+    def _open(self, entry: OpenRequest) -> None:
+        entry.stop = self._make_stop(entry.sampling) if entry.sampling is not None else None
+        self._constraining.open_part(entry)
+
+    def look(self, lease: Lease, position: int, token: int, *, eos: bool) -> None:
+        """A token that may end its part."""
+        entry = lease.request
+        finish = finish_of(entry, position, token, eos=eos)
+        told = (
+            entry.stop is not None
+            or entry.matcher is not None
+            or bool(entry.sampling and entry.sampling.stop_token_ids)
+        )
+        self._running.rows.watched[lease.slot] = told
+        if finish is None and entry.matcher is not None:
+            finish = self._jump(lease)
+        while finish is not None:
+            finish = self._end_part(lease, finish)
+
+    def _end_part(self, lease: Lease, finish: Finish) -> Finish | None:
+        """The request ends, or its next part begins; returns why that one ends at once, if it does."""
+        entry, length = lease.request, self._running.known_length(lease)
+        failed = finish.type == "error"
+        if not failed and not entry.is_last_part:
+            return self._go_on(lease, finish, length)
+        lease.tainted = failed
+        entry.error_code = "numerical_error" if failed else ""
+        entry.finish = finish
+        self._running.stop(lease, length)
+        return None
+
+    def _go_on(self, lease: Lease, finish: Finish, length: int) -> Finish | None:
+        """A script's next part begins; what launched steps bring for the row is void."""
+        entry = lease.request
+        event, tokens = next_part(self._running, lease, finish, length)
+        if entry.sampling is not None and entry.sampling.seed is not None:
+            entry.seed = entry.sampling.seed
+        self._outbox.detail(entry.sink, event)
+        self._counts.forced_tokens += len(tokens) - length + event.num_dropped
+        self._running.rows.valid_from[lease.slot] = self._planner.next_index
+        self._open(entry)
+        self._running.open_part(lease, tokens, self._eos)
+        return None if entry.matcher is None else self._jump(lease)
+
+    def _jump(self, lease: Lease) -> Finish | None:
+        """Appends the text that a grammar leaves no choice about; why the part ends with it, if it does."""
+        finish, forced = self._constraining.jump(lease, self._planner.next_index)
+        self._publish_forced(lease.request, forced)
+        if forced is not None and lease.request.is_penalised:
+            tokens = self._running.rows.tokens[lease.slot, : self._running.known_length(lease)].copy()
+            self._running.open_part(lease, tokens, self._eos)
+        return finish
+
+    def _publish_forced(self, entry: OpenRequest, forced: Forced | None) -> None:
+        if forced is not None:
+            count = len(forced.tokens) // 4 - forced.num_dropped
+            self._counts.output_tokens += count
+            self._counts.forced_tokens += count
+            self._outbox.detail(entry.sink, forced)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from radixlm.cache.radix import Node
+from radixlm.grammar.api import Grammar, Matcher
 from radixlm.messages import Missed
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes
 
@@ -50,6 +52,8 @@ class OpenRequest:
         self.num_preempted = 0
         self.passed_over = 0  # younger requests admitted before this one
         self.stop: StopCheck | None = None
+        self.grammars: list[Future[Grammar] | None] = []  # by part; none have any if it is empty
+        self.matcher: Matcher | None = None  # of the current part; knows exactly the tokens that are known
         self.lease: Lease | None = None
         self.finish: Finish | None = None  # set once; the terminal event follows when the lease is given back
         self.error_code = ""
@@ -69,6 +73,17 @@ class OpenRequest:
         """The length at which the current part ends."""
         sampling = self.current.sampling
         return self.part_start + (sampling.max_tokens or 0 if sampling else 0)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a grammar of it is not compiled yet."""
+        return any(grammar is not None and not grammar.done() for grammar in self.grammars)
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the device counts the tokens of the current part."""
+        s = self.sampling
+        return s is not None and (s.repetition_penalty != 1.0 or s.frequency_penalty != 0 or s.presence_penalty != 0)
 
     @property
     def is_last_part(self) -> bool:

@@ -26,6 +26,7 @@ class Rows:
         self.inflight = np.zeros(num_slots, dtype=np.int32)  # launched steps not yet committed
         self.valid_from = np.zeros(num_slots, dtype=np.int64)  # results of steps before this index are void
         self.watched = np.zeros(num_slots, dtype=np.bool_)  # every token needs a look by itself
+        self.constrained = np.zeros(num_slots, dtype=np.bool_)  # a matcher says which tokens may come
         self.ignores_eos = np.zeros(num_slots, dtype=np.bool_)
         self.key = np.zeros(num_slots, dtype=np.int64)
         self.sink = np.zeros(num_slots, dtype=np.int32)

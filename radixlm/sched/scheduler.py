@@ -16,18 +16,20 @@ from collections.abc import Callable
 
 import numpy as np
 
+from radixlm.errors import InvalidRequest
 from radixlm.messages import Ended, Logprobs
 from radixlm.sched import admission
+from radixlm.sched.constrain import Constraining, Constraints
 from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
 from radixlm.sched.outbox import Outbox
-from radixlm.sched.parts import finish_of, next_part
+from radixlm.sched.parts import Parts
 from radixlm.sched.pins import Pins
 from radixlm.sched.plan import Plan
 from radixlm.sched.planner import Planner
 from radixlm.sched.request import Lease, OpenRequest, StopCheck
-from radixlm.sched.sampled import Sampled
+from radixlm.sched.sampled import Masks, Sampled
 from radixlm.types import Finish, IntArray, Request, SamplingParams
 
 OUTCOME = {"stop": "finished", "length": "finished", "abort": "aborted", "timeout": "failed", "error": "failed"}
@@ -41,6 +43,7 @@ class Scheduler:
         limits: Limits,
         make_stop: Callable[[SamplingParams], StopCheck | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        constraints: Constraints | None = None,
     ) -> None:
         self.limits = limits
         self.running = Leases(
@@ -50,9 +53,10 @@ class Scheduler:
         self.counts = Counts()
         self._planner = Planner(limits, self.running, self.counts, clock, self._reap)
         self.pins = Pins(self.running.tree, limits)
+        self._constraining = Constraining(self.running, constraints)
         self._open: dict[tuple[int, int], OpenRequest] = {}  # by (sink, key): accepted and not ended
         self._next_deadline = float("inf")
-        self._make_stop = make_stop
+        self._parts = Parts(limits, self._planner, self.outbox, self.counts, self._constraining, make_stop)
         self._clock = clock
         self._is_eos = np.zeros(limits.vocab_size, dtype=np.bool_)
         self._is_eos[list(limits.eos_token_ids)] = True
@@ -73,6 +77,11 @@ class Scheduler:
         return self._clock()
 
     @property
+    def num_blocked(self) -> int:
+        """Requests that wait until their grammar is compiled."""
+        return len(self._constraining.blocked)
+
+    @property
     def waiting(self) -> OrderedDict[tuple[int, int], OpenRequest]:
         """The queue, oldest first."""
         return self._planner.waiting
@@ -91,10 +100,26 @@ class Scheduler:
             entry.error_code, entry.finish = refusal
             self._announce(entry)
             return
-        entry.stop = self._make_stop(entry.sampling) if entry.sampling is not None else None
         self._open[sink, request.key] = entry
         self._planner.wait(entry)
         self._next_deadline = min(self._next_deadline, entry.deadline)
+        self._constraining.submit(entry)
+        if entry.blocked:
+            self._constraining.blocked.append(entry)
+        else:
+            self._begin(entry)
+
+    def _begin(self, entry: OpenRequest) -> None:
+        """Its grammars are compiled: a request begins its first part, unless that ends before it began."""
+        error = self._constraining.failure(entry)
+        if error is not None:
+            entry.error_code = "invalid_grammar" if isinstance(error, InvalidRequest) else "internal"
+            entry.finish = Finish("error", message=str(error))
+        else:
+            entry.finish = self._parts.begin(entry)
+        if entry.finish is not None:
+            del self.waiting[entry.sink, entry.request.key]
+            self._end(entry)
 
     def abort(self, key: int, sink: int = 0, message: str = "aborted by the client") -> None:
         """Ends a request; nothing but its terminal event follows. Unknown keys have ended already."""
@@ -127,6 +152,9 @@ class Scheduler:
         self.expire()
         if self.pins.soonest < float("inf"):
             self.pins.expire(self._clock())
+        if self._constraining.blocked:
+            for entry in self._constraining.unblocked():
+                self._begin(entry)
         return self._planner.plan()
 
     def preempt_all(self) -> None:
@@ -137,6 +165,10 @@ class Scheduler:
             self.counts.preempted += 1
             self.running.stop(lease, self.running.known_length(lease))
             self._reap()
+
+    def masks(self, plan: Plan) -> Masks | None:  # hot
+        """The allowed tokens of the step planned last; to be asked once the step before it is committed."""
+        return self._constraining.masks(plan, self._planner.launched[-1])
 
     def commit(self, plan: Plan, sampled: Sampled) -> None:  # hot
         """Takes the results of the oldest launched step."""
@@ -185,32 +217,7 @@ class Scheduler:
         entry = lease.request
         if not entry.first_token:
             entry.first_token = self._clock()
-        finish = finish_of(entry, position, token, eos=eos)
-        sampling = entry.sampling
-        self.running.rows.watched[lease.slot] = entry.stop is not None or bool(sampling and sampling.stop_token_ids)
-        if finish is None:
-            return
-        failed = finish.type == "error"
-        length = position if failed else position + 1
-        if failed or entry.is_last_part:
-            lease.tainted = failed
-            entry.error_code = "numerical_error" if failed else ""
-            entry.finish = finish
-            self.running.stop(lease, length)
-        else:
-            self._go_on(lease, finish, length)
-
-    def _go_on(self, lease: Lease, finish: Finish, length: int) -> None:
-        """A script's next part begins; what launched steps bring for the row is void."""
-        entry = lease.request
-        event, tokens = next_part(self.running, lease, finish, length)
-        if entry.sampling is not None and entry.sampling.seed is not None:
-            entry.seed = entry.sampling.seed
-        self.outbox.detail(entry.sink, event)
-        self.counts.forced_tokens += len(tokens) - length + event.num_dropped
-        self.running.rows.valid_from[lease.slot] = self._planner.next_index
-        entry.stop = self._make_stop(entry.sampling) if entry.sampling is not None else None
-        self.running.open_part(lease, tokens, self.limits.eos_token_ids)
+        self._parts.look(lease, position, token, eos=eos)
 
     def _finish_unsampled(self, plan: Plan) -> None:
         """Ends requests of which only the prompt is wanted, once it is computed."""

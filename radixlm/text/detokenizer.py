@@ -28,6 +28,10 @@ class Detokenizer(Protocol):
         """The text that these ids complete."""
         ...
 
+    def push_bytes(self, piece: bytes) -> str:
+        """The text that these bytes complete, which no token of their own spells."""
+        ...
+
     def finish(self) -> str:
         """The rest, at the end of the stream."""
         ...
@@ -58,7 +62,10 @@ class ByteDetokenizer:
             if text is not None:
                 return text
         pieces = self._bytes
-        joined = self._held + b"".join([pieces[i] for i in ids if 0 <= i < len(pieces)])
+        return self.push_bytes(b"".join([pieces[i] for i in ids if 0 <= i < len(pieces)]))
+
+    def push_bytes(self, piece: bytes) -> str:  # hot
+        joined = self._held + piece
         text, used = utf_8_decode(joined, "replace", False)
         self._held = joined[used:]
         return self._stripped(text) if self._strip else text
@@ -93,6 +100,9 @@ class WindowDetokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         return "".join([self._push(index) for index in ids if index not in self._hidden])
+
+    def push_bytes(self, piece: bytes) -> str:
+        return piece.decode(errors="replace")
 
     def _push(self, index: int) -> str:
         self._window.append(index)

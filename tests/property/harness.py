@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from radixlm.engine.fake_runner import FakeRunner, continuation
-from radixlm.messages import Ended, PartEnded
+from radixlm.messages import Ended, Forced, PartEnded
 from radixlm.sched.audit import audit
+from radixlm.sched.constrain import Constraints
 from radixlm.sched.limits import Limits
 from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Finish, Part, Request, SamplingParams, from_bytes, to_bytes
@@ -47,12 +48,18 @@ class Record:
     tokens: list[int] = field(default_factory=list)
     parts: list[PartEnded] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+    num_forced: int = 0
+
+    def force(self, forced: Forced) -> None:
+        del self.tokens[len(self.tokens) - forced.num_dropped :]
+        self.tokens += from_bytes(forced.tokens).tolist()
+        self.num_forced += len(forced.tokens) // 4 - forced.num_dropped
 
 
 class Drive:
     """plan, forward, commit with `depth` steps in flight."""
 
-    def __init__(self, *, depth: int = 0, **limits) -> None:
+    def __init__(self, *, depth: int = 0, constraints: Constraints | None = None, **limits) -> None:
         fields = {
             "num_pages": 64, "page_size": 1, "max_running": 4, "max_queued": 64, "context": 48, "tokens_per_step": 16,
             "vocab_size": VOCAB, "eos_token_ids": (EOS,),
@@ -60,9 +67,13 @@ class Drive:
         fields.update(limits)
         self.now = 0.0
         self.limits = Limits(**fields)
-        self.scheduler = Scheduler(self.limits, make_stop, lambda: self.now)
+        self.scheduler = Scheduler(self.limits, make_stop, lambda: self.now, constraints)
         self.runner = FakeRunner(
-            self.limits.max_running, self.limits.num_pages, self.limits.page_size, self.limits.context, VOCAB
+            self.limits.max_running,
+            self.limits.num_pages,
+            self.limits.page_size,
+            self.limits.context,
+            self.limits.vocab_size,
         )
         self.depth = depth
         self.flying: deque = deque()
@@ -89,7 +100,7 @@ class Drive:
         if self.flying and (plan is None or len(self.flying) >= self.depth > 0):
             self.commit()
         if plan is not None:
-            step.sample(None)
+            step.sample(self.scheduler.masks(plan))
             self.flying.append((plan, step))
             if not self.depth:
                 self.commit()
@@ -109,7 +120,10 @@ class Drive:
                 self.records[key].tokens.append(token)
             for detail in frame.details:
                 assert not self.records[detail.key].ended, "a detail after the terminal event"
-                self.records[detail.key].parts.append(detail)
+                if isinstance(detail, Forced):
+                    self.records[detail.key].force(detail)
+                else:
+                    self.records[detail.key].parts.append(detail)
             for ended in frame.ended:
                 self.records[ended.key].ended.append(ended)
 
