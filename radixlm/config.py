@@ -88,6 +88,12 @@ class Config:
     api_keys: str | None = option(
         None, "TOML file of named keys with scopes and limits (docs/security.md).", group="server"
     )
+    allowed_hosts: str | None = option(
+        None, "Host names that requests may use, separated by commas, or *; addresses always may.", group="server"
+    )
+    allowed_origins: str | None = option(
+        None, "Origins of web pages that may ask this server (CORS), separated by commas, or *.", group="server"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.", group="server")
     strict_params: bool = option(
         False, "Refuse unknown request fields instead of naming them in a header.", group="server"

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cached_property
 
 import msgspec
@@ -18,6 +19,7 @@ import msgspec
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.constrain import constraint_fields
+from radixlm.engine.open_choices import OpenChoices
 from radixlm.engine.output import Completion, Delta, Output, Usage
 from radixlm.engine.scripts import ScriptOutput
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
@@ -89,7 +91,7 @@ class Frontend:
         self.metrics = metrics or Metrics()
         self._timeout_s = timeout_s
         self._keys = itertools.count(1)
-        self._labels: dict[tuple[str, str], set[int]] = {}  # open keys by the caller's name and the label
+        self._open = OpenChoices()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @cached_property
@@ -104,8 +106,10 @@ class Frontend:
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> list[Prepared]:
         """Checks and tokenises; all or none. Raises InvalidRequest or PromptTooLong; in a batch it names the item."""
-        limits = self.limits
-        check_batch(len(requests), sum(_num_choices(request) for request in requests), limits)
+        limits = replace(self.limits, max_output=current_caller().max_tokens)
+        num_choices = sum(_num_choices(request) for request in requests)
+        check_batch(len(requests), num_choices, limits)
+        self._open.require_room(current_caller(), num_choices)
         prepared: list[Prepared] = []
         for i, request in enumerate(requests):
             try:
@@ -156,7 +160,7 @@ class Frontend:
 
     def abort(self, label: str) -> int:
         """Ends the caller's open requests with exactly this label; how many there were."""
-        keys = sorted(self._labels.get((current_caller().name, label), ()))
+        keys = self._open.labelled(current_caller(), label)
         for key in keys:
             self.engine.abort(key)
         return len(keys)
@@ -230,11 +234,10 @@ class Frontend:
 
     async def _choice(self, item: Prepared, number: int, index: int) -> AsyncGenerator[Delta, None]:
         """Choice `number` of an item, as one request of the engine."""
-        engine, key, label = self.engine, next(self._keys), (item.caller.name, item.request.label)
+        engine, key, caller, label = self.engine, next(self._keys), item.caller, item.request.label
         output = self._output(item, index)
+        self._open.add(caller, label, key)
         watch = _Watch(self.metrics)
-        if item.request.label:
-            self._labels.setdefault(label, set()).add(key)
         try:
             async with aclosing(engine.generate(self._request(item, key, number))) as frames:
                 async for frame in frames:
@@ -249,7 +252,7 @@ class Frontend:
             raise
         finally:
             watch.closed()
-            self._forget(label, key)
+            self._open.remove(caller, label, key)
 
     def _output(self, item: Prepared, index: int) -> Output | ScriptOutput:
         eos = self.engine.info.eos_token_ids
@@ -265,13 +268,6 @@ class Frontend:
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
         script = (part, *item.then)
         return Request(key=key, script=script, namespace=item.namespace, priority=asked.priority, timeout_s=timeout_s)
-
-    def _forget(self, label: tuple[str, str], key: int) -> None:
-        keys = self._labels.get(label)
-        if keys is not None:
-            keys.discard(key)
-            if not keys:
-                del self._labels[label]
 
 
 class _Watch:
@@ -322,8 +318,11 @@ def _check_end(delta: Delta, frame: Outputs, asked: GenerateRequest) -> None:  #
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """Deltas of several streams as they come. The first error ends all."""
-    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+    """Deltas of several streams as they come. The first error ends all.
+
+    The queue is short: for a slow reader tokens gather in the streams, where they take four bytes each.
+    """
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(maxsize=len(streams))
     pumps = [asyncio.ensure_future(_pump(stream, queue)) for stream in streams]
     num_open = len(pumps)
     try:
@@ -345,10 +344,10 @@ async def _pump(stream: AsyncGenerator[Delta, None], queue: asyncio.Queue[Delta 
     try:
         async with aclosing(stream) as deltas:
             async for delta in deltas:
-                queue.put_nowait(delta)
-        queue.put_nowait(None)
+                await queue.put(delta)
+        await queue.put(None)
     except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
-        queue.put_nowait(error)
+        await queue.put(error)
 
 
 def _num_choices(request: GenerateRequest) -> int:

@@ -78,6 +78,7 @@ class Limits:
     vocab_size: int
     timeout_s: float
     max_open: int  # requests that may run and wait together
+    max_output: int | None = None  # tokens that the caller may have generated in one choice
 
     @classmethod
     def of(cls, info: EngineInfo, timeout_s: float) -> Limits:
@@ -166,12 +167,25 @@ def resolve(request: GenerateRequest, num_prompt: int, limits: Limits, num_later
         asked = room
     if asked > room:
         raise _over(request, num_prompt + num_later, asked, limits)
+    asked = _allowed(request, asked, limits)
     if sampling.min_tokens > asked:
         raise _wrong(
             request, "min_tokens", f"{sampling.min_tokens}", f"it must be at most {request.name('max_tokens')}, {asked}"
         )
     sampling = msgspec.structs.replace(sampling, max_tokens=asked)
     return _resolve_scores(request, sampling, num_prompt)
+
+
+def _allowed(request: GenerateRequest, asked: int, limits: Limits) -> int:
+    """The tokens that the caller may have: fewer than asked for where no number was asked for."""
+    if limits.max_output is None:
+        return asked
+    most = limits.max_output - sum(stretch.sampling.max_tokens or 0 for stretch in request.then)
+    if request.sampling.max_tokens is None or request.max_tokens_is_default:
+        asked = min(asked, max(0, most))
+    if asked > most:
+        raise _wrong(request, "max_tokens", f"{asked}", f"this key may ask for at most {limits.max_output}")
+    return asked
 
 
 def _resolve_scores(request: GenerateRequest, sampling: SamplingParams, num_prompt: int) -> SamplingParams:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from radixlm.config import Config
@@ -21,6 +22,7 @@ from radixlm.serve.cache import Cache
 from radixlm.serve.control import Control
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.health import Health
+from radixlm.serve.hosts import Hosts, words
 from radixlm.serve.native import Native
 from radixlm.serve.ollama import Ollama
 from radixlm.serve.openai import OpenAI
@@ -48,14 +50,23 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     ]
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
-    guard = Guard(config)
+    hosts = Hosts(config)
+    guard = Guard(config, hosts)
     app = Starlette(
         routes=[*_guarded(rows, guard)],
-        middleware=[Middleware(Border, metrics=frontend.metrics)],
+        middleware=[Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)],
         exception_handlers={Error: on_error, HTTPException: on_http_error},
     )
     app.state.health, app.state.rows = health, rows
     return app
+
+
+def _cors(config: Config) -> list[Middleware]:
+    """Tells browsers which other pages may read answers; nothing is said unless the operator names some."""
+    origins = words(config.allowed_origins)
+    if not origins:
+        return []
+    return [Middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["*"], allow_headers=["*"])]
 
 
 def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:

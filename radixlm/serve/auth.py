@@ -12,6 +12,7 @@ from starlette.responses import Response
 from radixlm.config import Config
 from radixlm.engine.caller import ALL_SCOPES, ANYBODY, Caller, enter
 from radixlm.errors import Unauthorized
+from radixlm.serve.hosts import Hosts
 from radixlm.serve.keys import is_loopback, load_keys
 from radixlm.serve.routes import Endpoint, Row
 
@@ -21,7 +22,8 @@ _STRANGER = Caller(scopes=ALL_SCOPES - {"admin"})
 class Guard:
     """Lets in whom a row's scope allows."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, hosts: Hosts) -> None:
+        self._hosts = hosts
         self._keys = load_keys(config)
         self._without_keys = ANYBODY if is_loopback(config.host) else _STRANGER
 
@@ -30,10 +32,12 @@ class Guard:
 
         async def guarded(request: Request) -> Response:
             request.scope["row"] = row
+            caller = ANYBODY
             if row.scope != "public":
+                self._hosts.check_origin(request.scope)
                 caller = self._caller(request)
                 caller.require(row.scope)
-                enter(caller)
+            enter(caller)
             return await row.endpoint(request)
 
         return guarded

@@ -8,15 +8,15 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from radixlm.errors import Error, InvalidRequest
+from radixlm.errors import Error
 from radixlm.metrics import Metrics
 from radixlm.serve.errors import encode_internal, error_response
+from radixlm.serve.hosts import Hosts
 
 logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 32 << 10
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_HOST = re.compile(rb"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 
 class HeadersTooLarge(Error):
@@ -30,31 +30,31 @@ class HeadersTooLarge(Error):
 class Border:
     """Outermost middleware. `x-request-id` is echoed if it is a plain name, made otherwise; it identifies nothing inside."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Hosts) -> None:
         self._app = app
-        self._metrics = metrics
+        self.metrics = metrics
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        await _Exchange(self._app, scope, self._metrics).run(receive, send)
+        if scope["type"] == "http":
+            await _Exchange(self, self._app, scope).run(receive, send)
 
 
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, app: ASGIApp, scope: Scope, metrics: Metrics) -> None:
+    def __init__(self, border: Border, app: ASGIApp, scope: Scope) -> None:
+        self._border = border
         self._app = app
         self._scope = scope
-        self._metrics = metrics
         self._id = _request_id(scope)
         self._status = 0
 
     async def run(self, receive: Receive, send: Send) -> None:
         self._send = send
         try:
-            check_headers(self._scope)
+            check_size(self._scope)
+            self._border.hosts.check_host(self._scope)
             await self._app(self._scope, receive, self._tagged)
         except Error as error:
             if not self._status:
@@ -66,7 +66,7 @@ class _Exchange:
             await self._answer(500, encode_internal(self._id))
         finally:
             route = self._scope.get("route")
-            self._metrics.http_requests.labels(route.path if route else "none", str(self._status)).inc()
+            self._border.metrics.http_requests.labels(route.path if route else "none", str(self._status)).inc()
 
     async def _tagged(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -87,11 +87,8 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def check_headers(scope: Scope) -> None:
-    """Refuses headers that are too large, and a Host that is repeated or no host."""
+def check_size(scope: Scope) -> None:
+    """Raises HeadersTooLarge."""
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"headers are {size} bytes, the limit is {MAX_HEADER_BYTES}; send fewer")
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
-        raise InvalidRequest("the Host header is not one host name with an optional port", param="Host")

@@ -157,6 +157,112 @@ def test_a_public_address_without_keys_must_be_asked_for_and_has_no_admin():
 
 
 @pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        *[
+            (host, 200)
+            for host in ("localhost", "LOCALHOST:80", "127.0.0.1:30000", "10.0.0.7", "[::1]:1", "a.localhost")
+        ],
+        *[(host, 403) for host in ("evil.example", "evil.example:30000", "localhost.evil.example", "127.0.0.1.nip.io")],
+        *[(host, 400) for host in ("", "a b", "a/../b?c", "user@localhost", "localhost:x", "[::1", "localhost\x00")],
+    ],
+)
+def test_a_name_that_may_be_bound_to_another_address_is_refused(host, code):
+    async def test(server: Server):
+        for row in rows(server):
+            answer = await ask(server, row, row.methods[0], host=host)
+            assert (answer.status_code == code) or (code == 200 and answer.status_code not in (403,)), row.path
+            if code != 200:
+                assert answer.json()["error"]["param"] == "Host"
+
+    with_server(test)
+
+
+def test_the_operator_names_other_hosts_and_with_keys_any_will_do():
+    async def named(server: Server):
+        for host, code in (("llm.example:443", 200), ("other.example", 403), ("localhost", 200)):
+            assert (await server.client.get("/live", headers={"host": host})).status_code == code
+
+    async def anything(server: Server):
+        assert (await server.client.get("/live", headers={"host": "llm.example"})).status_code == 200
+
+    with_server(named, allowed_hosts="llm.example, b.example", api_key="12345678")
+    with_server(anything, api_key="12345678")
+    with_server(anything, allowed_hosts="*")
+
+
+FOREIGN = [
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://127.0.0.1:1"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_page_of_another_site_may_use_no_route(headers):
+    async def test(server: Server):
+        for row in rows(server):
+            answer = await ask(server, row, row.methods[0], **headers)
+            assert (answer.status_code == 403) == (row.scope != "public"), row.path
+            assert "access-control-allow-origin" not in answer.headers
+        own = {"origin": "http://127.0.0.1", "sec-fetch-site": "same-origin"}
+        assert (await server.post("/generate", {"text": "a"}, headers=own)).status_code == 200
+
+    with_server(test)
+
+
+def test_an_origin_that_the_operator_names_may_ask_and_read():
+    async def test(server: Server):
+        page = {"origin": "https://chat.example", "sec-fetch-site": "cross-site"}
+        answer = await server.post("/generate", {"text": "a"}, headers=page)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+        asked = {**page, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+        assert (await server.client.options("/generate", headers=asked)).status_code == 200
+        assert (await server.post("/generate", {"text": "a"}, headers=FOREIGN[0])).status_code == 403
+
+    with_server(test, allowed_origins="https://chat.example")
+
+
+def limited(tmp_path) -> str:
+    file = tmp_path / "keys.toml"
+    file.write_text('[a]\nkey = "limited-key"\nmax_requests = 2\nmax_tokens = 20\n[b]\nkey = "another-key"\n')
+    return str(file)
+
+
+def test_a_key_has_only_so_many_requests_open(tmp_path):
+    async def test(server: Server):
+        body, a, b = {"prompt": "a", "max_tokens": 20}, {"x-api-key": "limited-key"}, {"x-api-key": "another-key"}
+        two = [asyncio.ensure_future(server.post("/generate", body, headers=a)) for _ in range(2)]
+        while server.engine.num_open < 2:
+            await asyncio.sleep(0.001)
+        for path in ("/generate", "/v1/completions"):
+            for stream in (False, True):
+                refused = await server.post(path, {**body, "stream": stream}, headers=a)
+                assert refused.status_code == 429
+                assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+                assert int(refused.headers["retry-after"]) >= 1
+        assert (await server.post("/generate", {**body, "n": 3}, headers=a)).status_code == 400
+        assert (await server.post("/generate", body, headers=b)).status_code == 200
+        assert {(await one).status_code for one in two} == {200}
+        assert (await server.post("/generate", body, headers=a)).status_code == 200, "what ended gives its place back"
+
+    with_server(test, api_keys=limited(tmp_path), continuation=endless, delay_s=0.01)
+
+
+def test_a_key_may_ask_for_only_so_many_tokens(tmp_path):
+    async def test(server: Server):
+        a = {"x-api-key": "limited-key"}
+        refused = await server.post("/v1/completions", {"prompt": "a", "max_tokens": 21}, headers=a)
+        assert refused.json()["error"]["message"] == "max_tokens is 21; this key may ask for at most 20"
+        whole = await server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, headers=a)
+        assert whole.json()["usage"]["completion_tokens"] == 20, "without a number it is the most that is allowed"
+
+    with_server(test, api_keys=limited(tmp_path), continuation=endless)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[a]\n",

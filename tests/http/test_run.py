@@ -78,7 +78,7 @@ def test_a_client_that_closes_its_socket_aborts_its_request():
     async def test(url: str, server: Server, stop: asyncio.Event) -> None:
         reader, writer = await connect(url)
         body = json.dumps({"prompt": "a", "max_tokens": 1000, "stream": True}).encode()
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await reader.readuntil(b"data: ")
         writer.close()
@@ -97,7 +97,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_its_requests_end(monkeypatch
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
         text = json.dumps({"text": "a", "sampling_params": {"n": 16, "max_new_tokens": 1000}, "stream": True})
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        head = f"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
         client.sendall((head + text).encode())
         while not server.engine.num_open:
             await asyncio.sleep(0.005)
@@ -109,7 +109,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_its_requests_end(monkeypatch
     served(test)
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /live HT", b"GET /live HTTP/1.1\r\nHost: x\r\nX-Half: "])
+@pytest.mark.parametrize("sent", [b"", b"GET /live HT", b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Half: "])
 def test_half_a_request_is_closed_after_a_while(monkeypatch, sent):
     monkeypatch.setattr(run, "HEADER_S", 0.2)
 
@@ -124,7 +124,7 @@ def test_half_a_request_is_closed_after_a_while(monkeypatch, sent):
 def test_headers_without_end_are_closed():
     async def test(url: str, server: Server, stop: asyncio.Event) -> None:
         reader, writer = await connect(url)
-        writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * 200_000)
+        writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"a" * 200_000)
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
 
@@ -137,7 +137,7 @@ def test_a_connection_is_kept_for_the_next_request(monkeypatch):
     async def test(url: str, server: Server, stop: asyncio.Event) -> None:
         reader, writer = await connect(url)
         for _ in range(3):
-            writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200 OK" in await reader.readuntil(b'{"status":"ok"}')
             await asyncio.sleep(0.3)
         writer.close()
