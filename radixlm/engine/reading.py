@@ -21,15 +21,16 @@ class Reading:
     template: ChatTemplate
 
 
-def load_reading(config: Config) -> Reading:
-    """Finds the model's files and reads the text side. Raises ModelError naming cause and remedy."""
+def load_reading(config: Config, *, isolated: bool = False) -> Reading:
+    """Finds the model's files and reads the text side; `isolated` as in `ChatTemplate`. Raises ModelError."""
     located = locate(config)
     if located.tokenizer is None:
         raise ModelError(f"{located.path} holds no tokenizer.json; name a folder that does with --tokenizer")
     tokenizer = Tokenizer.load(located.tokenizer)
     folder = located.tokenizer.parent if located.tokenizer.is_file() else located.tokenizer
     context = config.context_length or _context_of(located)
-    return Reading(tokenizer, load_template(folder, tokenizer.named_tokens, context, config.chat_template))
+    template = load_template(folder, tokenizer.named_tokens, context, config.chat_template, isolated=isolated)
+    return Reading(tokenizer, template)
 
 
 def _context_of(located: Located) -> int:

@@ -28,7 +28,7 @@ def main() -> int:
 
 async def _serve(parent: Parent) -> None:
     order, config = parent.order, parent.order.config
-    reading = load_reading(config)
+    reading = load_reading(config, isolated=True)
     engine = RemoteEngine(order.address)
     engine.start()
     frontend = Frontend(engine, reading.tokenizer, reading.template, timeout_s=config.request_timeout)

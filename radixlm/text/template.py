@@ -1,8 +1,7 @@
 """Chat messages to the one prompt string a model was trained on, by its Jinja template.
 
-Templates come from the operator (the model's files or --chat-template), never from a request. They run in Jinja's
-immutable sandbox with the names that Hugging Face templates expect; their output is counted while it is made.
-`ChatTemplate.render` is the only door.
+Templates come from the operator (the model's files or --chat-template), never from a request; how they run is in
+`jinja.py` and `isolation.py`. `ChatTemplate.render` is the only door.
 """
 
 from __future__ import annotations
@@ -10,20 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, cast
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, cast
 
 from radixlm.errors import InvalidRequest, ModelError
 from radixlm.text.chat import Json, normalised, plain
+from radixlm.text.isolation import IsolatedRendering
+from radixlm.text.jinja import CHARS_PER_TOKEN, Rendering
 
-CHARS_PER_TOKEN = 4  # a prompt of more characters than this per token of context is refused while it is rendered
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _MARKER = "[[the final message goes on here]] "  # its last space tells whether the template trims
 
@@ -43,15 +36,22 @@ class ChatOptions:
 class ChatTemplate:
     """A model's templates, compiled once. `sources` maps names to Jinja text: "default", and "tool_use" where it differs.
 
-    `named_tokens` are the texts of bos_token, eos_token and so on. Raises ModelError if a template does not compile.
+    `named_tokens` are the texts of bos_token, eos_token and so on. `isolated` renders in processes of its own, bounded in
+    time and memory. Raises ModelError if a template does not compile.
     """
 
-    def __init__(self, sources: Mapping[str, str], named_tokens: Mapping[str, str], context_length: int) -> None:
-        environment = _environment()
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        named_tokens: Mapping[str, str],
+        context_length: int,
+        *,
+        isolated: bool = False,
+    ) -> None:
         self._sources = dict(sources)
-        self._templates = {name: _compile(environment, name, source) for name, source in sources.items()}
         self._named_tokens = dict(named_tokens)
-        self._max_chars = CHARS_PER_TOKEN * context_length
+        make = IsolatedRendering if isolated else Rendering
+        self._rendering = make(self._sources, CHARS_PER_TOKEN * context_length)
 
     def render(self, messages: Sequence[Json], tools: Sequence[Json] | None, options: ChatOptions) -> str:
         """The prompt. It holds bos where the model wants it: tokenise it without adding special tokens.
@@ -70,12 +70,12 @@ class ChatTemplate:
             "tools": plain_tools,
             "add_generation_prompt": options.add_generation_prompt and not options.continue_final_message,
         }
-        text = self._run(self._templates[name], variables)
+        text = self._rendering.run(name, variables)
         return _until_marker(text) if options.continue_final_message else text
 
     def _pick(self, tools: Sequence[Json] | None) -> str:
-        wanted = "tool_use" if tools and "tool_use" in self._templates else "default"
-        if wanted not in self._templates:
+        wanted = "tool_use" if tools and "tool_use" in self._sources else "default"
+        if wanted not in self._sources:
             raise InvalidRequest(
                 "this model has no chat template; start the server with --chat-template FILE, or send the whole prompt "
                 "to /v1/completions",
@@ -83,35 +83,20 @@ class ChatTemplate:
             )
         return wanted
 
-    def _run(self, template: jinja2.Template, variables: Json) -> str:
-        pieces: list[str] = []
-        size = 0
-        try:
-            for piece in template.generate(variables):
-                size += len(piece)
-                if size > self._max_chars:
-                    raise InvalidRequest(
-                        f"the chat renders to more than {self._max_chars} characters, {CHARS_PER_TOKEN} per token of "
-                        "the context; send fewer or shorter messages",
-                        param="messages",
-                    )
-                pieces.append(piece)
-        except (jinja2.TemplateError, *_RUNTIME_ERRORS) as error:
-            raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
-        return "".join(pieces)
-
-
-_RUNTIME_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-
 
 def load_template(
-    folder: Path, named_tokens: Mapping[str, str], context_length: int, override: str | Path | None = None
+    folder: Path,
+    named_tokens: Mapping[str, str],
+    context_length: int,
+    override: str | Path | None = None,
+    *,
+    isolated: bool = False,
 ) -> ChatTemplate:
     """The template of a model folder: `override`, else chat_template.jinja, chat_template.json or tokenizer_config.json.
 
     A model without one gives a template whose `render` says so. Raises ModelError for files that cannot be read.
     """
-    return ChatTemplate(_sources(folder, override), named_tokens, context_length)
+    return ChatTemplate(_sources(folder, override), named_tokens, context_length, isolated=isolated)
 
 
 def _sources(folder: Path, override: str | Path | None) -> dict[str, str]:
@@ -142,55 +127,6 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read the chat template {file}: {error}; name another with --chat-template") from error
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} marks what an assistant wrote, for training; here it is only a block."""
-
-    tags = {"generation"}  # noqa: RUF012  (declared so by Jinja)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], autoescape=False
-    )
-    environment.filters.update(tojson=_to_json)  # pyright: ignore[reportUnknownMemberType]  (Jinja leaves it untyped)
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)  # pyright: ignore[reportUnknownMemberType]
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as models were trained on it: Jinja's own filter escapes for HTML and sorts the keys."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"the chat template ({name}) does not compile: line {error.lineno}: {error.message}; "
-            "give another with --chat-template"
-        ) from error
 
 
 def _checked_extra(extra: Mapping[str, Any]) -> Json:
