@@ -95,6 +95,11 @@ class Config:
         None, "Origins of web pages that may ask this server (CORS), separated by commas, or *.", group="server"
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.", group="server")
+    log_format: Literal["text", "json"] = option("text", "Log lines for people or for machines.", group="server")
+    log_prompts: bool = option(False, "Log the first 256 tokens of every prompt.", group="server")
+    tls_cert: str | None = option(None, "PEM file with the certificate chain; serves HTTPS.", group="server")
+    tls_key: str | None = option(None, "PEM file with the certificate's key.", group="server")
+    frontends: int = option(1, "HTTP processes that share the port.", group="server", low=1, high=64)
     strict_params: bool = option(
         False, "Refuse unknown request fields instead of naming them in a header.", group="server"
     )

@@ -1,19 +1,24 @@
 """Every metric once: its name, kind and help. One registry per application, nothing global.
 
+Where several frontends serve together, each counts in files of a folder that they share, and any of them exposes the sums.
+
 A frontend observes its own requests; what the engine counts arrives as its `stats` and is exposed under the names below.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 ENGINE_METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "accepted": ("counter", "Requests that entered the engine."),
@@ -76,7 +81,12 @@ class Metrics:
         self.requests = Counter(
             "radixlm_requests", "Choices generated, by how they ended.", ("outcome",), registry=self.registry
         )
-        self.open_requests = Gauge("radixlm_open_requests", "Choices being generated.", registry=self.registry)
+        self.open_requests = Gauge(
+            "radixlm_open_requests",
+            "Choices being generated.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.queue_seconds = self._histogram("queue_seconds", "Time until admission.")
         self.first_token_seconds = self._histogram("time_to_first_token_seconds", "Time until the first token arrived.")
         self.request_seconds = self._histogram("request_seconds", "Time until the last token arrived.")
@@ -90,7 +100,12 @@ class Metrics:
     def exposition(self, engine_stats: Mapping[str, Any]) -> bytes:
         """All metrics in the Prometheus text format."""
         self._engine.values = engine_stats
-        return generate_latest(self.registry)
+        if _FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        everybodys = CollectorRegistry()
+        MultiProcessCollector(everybodys)
+        everybodys.register(self._engine)
+        return generate_latest(everybodys)
 
     def first_token_counts(self) -> tuple[list[float], list[int]]:
         """Upper bounds in seconds, and how many first tokens came within each and not the one before; the last is the rest."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 from collections.abc import Sequence
 
+from radixlm import log
 from radixlm.commands.panel import show_panel
 from radixlm.config import Config
 from radixlm.engine.supervisor import Supervisor
 from radixlm.options import Parser, add_options, resolve_options
 from radixlm.serve.keys import check_exposure
+from radixlm.serve.listen import allow_many_connections, bind, check_tls
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,13 +24,17 @@ def main(argv: Sequence[str]) -> int:
     )
     add_options(parser)
     config = resolve_options(parser.read(argv), os.environ)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    log.setup(config.log_level, config.log_format)
+    check_tls(config)
     check_exposure(config)
+    allow_many_connections()
     asyncio.run(_serve(config))
     return 0
 
 
 async def _serve(config: Config) -> None:
-    await Supervisor(config, show_panel).run()
+    listener = bind(config.host, config.port)
+    try:
+        await Supervisor(config, show_panel, listener).run()
+    finally:
+        listener.close()

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from radixlm import log
 from radixlm.config import Config
 from radixlm.errors import Error, StartError
 from radixlm.messages import EngineInfo
@@ -29,10 +30,14 @@ _PARTING_S = 5.0
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the supervisor tells a child: the engine's ZMQ address and all options."""
+    """What the supervisor tells a child: the engine's ZMQ address, all options, and the socket that frontends share.
+
+    `listener` is a descriptor that the child inherited; None leaves binding to the child.
+    """
 
     address: str
     options: dict[str, Any]
+    listener: int | None = None
 
     @property
     def config(self) -> Config:
@@ -60,9 +65,9 @@ _order = msgspec.json.Decoder(Order)
 _report = msgspec.json.Decoder(Report)
 
 
-def encode_order(address: str, config: Config) -> bytes:
+def encode_order(address: str, config: Config, listener: int | None = None) -> bytes:
     """The line that a child expects on its stdin."""
-    return msgspec.json.encode(Order(address, asdict(config))) + b"\n"
+    return msgspec.json.encode(Order(address, asdict(config), listener)) + b"\n"
 
 
 def decode_report(line: bytes) -> Report:
@@ -83,9 +88,7 @@ class Parent:
         self._parting_s = 0.0
         self._stop: Callable[[], object] = _end_now
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
-        logging.basicConfig(
-            level=self.order.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        log.setup(self.order.config.log_level, self.order.config.log_format)
 
     def on_end(self, stop: Callable[[], object], parting_s: float = _PARTING_S) -> None:
         """Calls `stop` (in a thread of its own) when the lifeline ends, and ends the process `parting_s` later."""

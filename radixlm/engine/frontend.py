@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -39,9 +40,12 @@ from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes, to_bytes
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_TTL_S = 3600.0  # of a pin
 MOST_TTL_S = 7 * 86400.0
 _INLINE_CHARS = 4096  # longer texts are tokenised in a thread: this many take about a millisecond
+_LOGGED_TOKENS = 256
 _SEED_MASK = 2**63 - 1
 _BY_CODE: dict[str, type[Error]] = {
     kind.code: kind for kind in (QueueFull, NotReady, EngineDied, PromptTooLong, RequestTimeout)
@@ -84,12 +88,14 @@ class Frontend:
         *,
         timeout_s: float = 600.0,
         metrics: Metrics | None = None,
+        log_prompts: bool = False,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
         self.metrics = metrics or Metrics()
         self._timeout_s = timeout_s
+        self._log_prompts = log_prompts
         self._keys = itertools.count(1)
         self._open = OpenChoices()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -195,6 +201,9 @@ class Frontend:
 
     async def _prepare_one(self, request: GenerateRequest, limits: Limits) -> Prepared:
         prompt = await self._tokenise(request, limits)
+        if self._log_prompts:
+            shown = self.tokenizer.decode(from_bytes(prompt)[:_LOGGED_TOKENS].tolist(), skip_special=False)
+            logger.info("prompt of %d tokens: %s", len(prompt) // 4, shown)
         then = tuple(self._part(stretch) for stretch in request.then)
         num_later = sum(
             len(part.literal) // 4 + (part.sampling.max_tokens or 0 if part.sampling else 0) for part in then

@@ -1,8 +1,9 @@
-"""Runs a server as two child processes, an engine and a frontend, and answers for both.
+"""Runs a server as child processes, an engine and one or more frontends, and answers for all.
 
-The supervisor computes nothing and holds no socket. It waits for readiness with a deadline, restarts an engine that dies,
-ends when the frontend dies, drains on the first SIGINT or SIGTERM and ends at once on the second. Whatever way it ends, its
-children end with it and their socket folder is removed; folders that a killed supervisor left are swept at the next start.
+The supervisor computes nothing. It holds the listening socket, which frontends inherit, so a frontend can be replaced while
+clients connect. It waits for readiness with a deadline, restarts a child that dies, drains on the first SIGINT or SIGTERM and
+ends at once on the second. Whatever way it ends, its children end with it and their socket folder is removed; folders that a
+killed supervisor left are swept at the next start.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 ENGINE = "radixlm.engine.server"
 FRONTEND = "radixlm.serve.main"
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client where it is imported
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 300.0
 _FIRST_DELAY_S = 0.1
@@ -50,8 +53,11 @@ class Child:
         self._process = process
 
     @classmethod
-    async def spawn(cls, name: str, module: str, order: bytes) -> Child:
-        """Starts `python -m module` and gives it its order."""
+    async def spawn(cls, name: str, module: str, order: bytes, listener: int | None, metrics: str) -> Child:
+        """Starts `python -m module` and gives it its order and the descriptor of the shared socket, if there is one.
+
+        The folder named in `METRICS_FOLDER` is where frontends keep what they count, so that any of them tells of all.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -59,10 +65,17 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
+            pass_fds=() if listener is None else (listener,),
+            env={**os.environ, **({METRICS_FOLDER: metrics} if metrics else {})},
         )
         assert process.stdin is not None, "the child was given a pipe"
         process.stdin.write(order)
         return cls(name, process)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     async def ready(self) -> Ready:
         """Waits for the first report. Raises StartError when the child failed or ended without one."""
@@ -120,10 +133,20 @@ class Restarts:
 class Supervisor:
     """One server: made, run once, gone. The programs are arguments so that tests can put others in their place."""
 
-    def __init__(self, config: Config, announce: Announce, *, engine: str = ENGINE, frontend: str = FRONTEND) -> None:
+    def __init__(
+        self,
+        config: Config,
+        announce: Announce,
+        listener: socket.socket | None = None,
+        *,
+        engine: str = ENGINE,
+        frontend: str = FRONTEND,
+    ) -> None:
         self._config = config
         self._announce = announce
-        self._programs = (engine, frontend)
+        self._listener = listener
+        names = ["frontend"] if config.frontends == 1 else [f"frontend {i + 1}" for i in range(config.frontends)]
+        self._programs = {"engine": engine, **dict.fromkeys(names, frontend)}
         self._children: dict[str, Child] = {}
         self._restarts = Restarts()
         self._num_signals = 0
@@ -136,7 +159,9 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         with socket_folder() as folder:
-            self._order = encode_order(f"ipc://{folder}/engine", self._config)
+            descriptor = None if self._listener is None else self._listener.fileno()
+            self._folder = str(folder)
+            self._order = encode_order(f"ipc://{folder}/engine", self._config, descriptor)
             try:
                 if await self._unless(self._stop, self._start()):
                     await self._serve()
@@ -162,17 +187,18 @@ class Supervisor:
         task.result()
         return True
 
-    async def _spawn(self, name: str, module: str) -> Child:
-        child = self._children[name] = await Child.spawn(name, module, self._order)
+    async def _spawn(self, name: str) -> Child:
+        listener = None if name == "engine" or self._listener is None else self._listener.fileno()
+        metrics = "" if name == "engine" or self._config.frontends == 1 else self._folder
+        child = self._children[name] = await Child.spawn(name, self._programs[name], self._order, listener, metrics)
         return child
 
     async def _start(self) -> None:
-        engine, frontend = await asyncio.gather(
-            self._spawn("engine", self._programs[0]), self._spawn("frontend", self._programs[1])
-        )
+        engine, *frontends = await asyncio.gather(*map(self._spawn, self._programs))
         limit_s = self._config.start_timeout
+        ready = [engine.ready(), *(frontend.ready() for frontend in frontends)]
         try:
-            up, door = await asyncio.wait_for(asyncio.gather(engine.ready(), frontend.ready()), limit_s)
+            up, door, *_ = await asyncio.wait_for(asyncio.gather(*ready), limit_s)
         except TimeoutError:
             raise StartError(
                 f"the server was not ready within {limit_s:g} s; give it more with --start-timeout"
@@ -195,35 +221,37 @@ class Supervisor:
             await self._replace(ends[task], task.result())
 
     async def _replace(self, child: Child, how: str) -> None:
-        if child.name == "frontend":
-            raise StartError(f"the frontend process ended unexpectedly ({how}); its log is above")
-        logger.error("the engine process ended unexpectedly (%s)", how)
+        logger.error("the %s process ended unexpectedly (%s)", child.name, how)
         child.kill()  # what it may have started
+        for file in Path(self._folder).glob(f"gauge_live*_{child.pid}.db"):
+            file.unlink()  # what it had open is open no more
         while True:
             delay_s = self._restarts.delay_s(time.monotonic())
             if delay_s is None:
                 minutes = RESTART_WINDOW_S / 60
                 raise StartError(
-                    f"the engine ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})"
+                    f"the {child.name} ended more than {MAX_RESTARTS} times in {minutes:g} minutes (last: {how})"
                 )
-            if await self._restart(delay_s):
+            if await self._restart(child.name, delay_s):
                 return
 
-    async def _restart(self, delay_s: float) -> bool:
-        logger.warning("restarting the engine in %.1f s", delay_s)
+    async def _restart(self, name: str, delay_s: float) -> bool:
+        logger.warning("restarting the %s in %.1f s", name, delay_s)
         await asyncio.sleep(delay_s)
-        engine = await self._spawn("engine", self._programs[0])
+        child = await self._spawn(name)
         try:
-            await asyncio.wait_for(engine.ready(), self._config.start_timeout)
+            await asyncio.wait_for(child.ready(), self._config.start_timeout)
         except (StartError, TimeoutError) as error:
-            logger.error("the engine did not restart: %s", str(error) or "it took too long")
-            engine.kill()
+            logger.error("the %s did not restart: %s", name, str(error) or "it took too long")
+            child.kill()
             return False
-        logger.warning("the engine is ready again")
+        logger.warning("the %s is ready again", name)
         return True
 
     async def _drain(self) -> None:
-        await self._children["frontend"].end(self._config.drain_timeout + _FRONTEND_GRACE_S)
+        frontends = [child for name, child in self._children.items() if name != "engine"]
+        limit_s = self._config.drain_timeout + _FRONTEND_GRACE_S
+        await asyncio.gather(*(frontend.end(limit_s) for frontend in frontends))
         await self._children["engine"].end(_ENGINE_GRACE_S)
 
 

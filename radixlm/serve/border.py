@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from radixlm import log
+from radixlm.engine.caller import current_caller
 from radixlm.errors import Error
 from radixlm.metrics import Metrics
 from radixlm.serve.errors import encode_internal, error_response
 from radixlm.serve.hosts import Hosts
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("radixlm.access")
 
 MAX_HEADER_BYTES = 32 << 10
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -52,6 +56,8 @@ class _Exchange:
 
     async def run(self, receive: Receive, send: Send) -> None:
         self._send = send
+        start = time.perf_counter()
+        log.request_id.set(self._id)
         try:
             check_size(self._scope)
             self._border.hosts.check_host(self._scope)
@@ -65,8 +71,23 @@ class _Exchange:
                 raise  # the answer is cut off; the server closes the connection
             await self._answer(500, encode_internal(self._id))
         finally:
-            route = self._scope.get("route")
-            self._border.metrics.http_requests.labels(route.path if route else "none", str(self._status)).inc()
+            self._record(time.perf_counter() - start)
+
+    def _record(self, seconds: float) -> None:
+        route = self._scope.get("route")
+        self._border.metrics.http_requests.labels(route.path if route else "none", str(self._status)).inc()
+        row = self._scope.get("row")
+        level = logging.DEBUG if row is not None and row.scope in ("public", "metrics") else logging.INFO
+        if access.isEnabledFor(level):
+            path, milliseconds = self._scope["path"][:200], round(1000 * seconds, 1)
+            extra = log.fields(
+                method=self._scope["method"],
+                path=path,
+                status=self._status,
+                milliseconds=milliseconds,
+                caller=current_caller().name,
+            )
+            access.log(level, "%s %s %d %s ms", self._scope["method"], path, self._status, milliseconds, extra=extra)
 
     async def _tagged(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
 from radixlm.engine.child import Parent, Ready
@@ -31,11 +32,18 @@ async def _serve(parent: Parent) -> None:
     reading = load_reading(config, isolated=True)
     engine = RemoteEngine(order.address)
     engine.start()
-    frontend = Frontend(engine, reading.tokenizer, reading.template, timeout_s=config.request_timeout)
+    frontend = Frontend(
+        engine,
+        reading.tokenizer,
+        reading.template,
+        timeout_s=config.request_timeout,
+        log_prompts=config.log_prompts,
+    )
+    listener = None if order.listener is None else socket.socket(fileno=order.listener)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     parent.on_end(lambda: loop.call_soon_threadsafe(stop.set), config.drain_timeout + _PARTING_S)
     try:
-        await serve(frontend, config, lambda url: parent.report(Ready(url=url)), stop)
+        await serve(frontend, config, lambda url: parent.report(Ready(url=url)), stop, listener)
     finally:
         await frontend.close()
 

@@ -22,11 +22,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
-from radixlm.errors import Error, StartError
+from radixlm.errors import Error
 from radixlm.serve.app import create_app
 from radixlm.serve.border import MAX_HEADER_BYTES
 from radixlm.serve.health import Health
 from radixlm.serve.keys import check_exposure
+from radixlm.serve.listen import bind, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,49 +35,28 @@ HEADER_S = 10.0
 STALL_S = 60.0
 KEEP_ALIVE_S = 30
 _AFTER_DRAIN_S = 2.0
-_BACKLOG = 2048
 
 
 async def serve(
-    frontend: Frontend, config: Config, ready: Callable[[str], None], stop: asyncio.Event | None = None
+    frontend: Frontend,
+    config: Config,
+    ready: Callable[[str], None],
+    stop: asyncio.Event | None = None,
+    listener: socket.socket | None = None,
 ) -> None:
     """Serves until `stop`, or without one until SIGINT or SIGTERM; a second signal ends at once.
 
-    Calls `ready` with the URL once it listens. The frontend stays open. Raises StartError if the address cannot be bound.
+    Serves on `listener`, or without one on the address of the options. Calls `ready` with the URL once it listens. The
+    frontend stays open. Raises StartError if the address cannot be bound.
     """
     check_exposure(config)
     app = create_app(frontend, config)
-    listener = bind(config.host, config.port)
+    listener = listener or bind(config.host, config.port)
     server = _Server(_settings(app, config), _Drain(frontend, app.state.health, config.drain_timeout), stop)
     try:
-        await server.run_on(listener, lambda: ready(url_of(listener, config.host)))
+        await server.run_on(listener, lambda: ready(url_of(listener, config)))
     finally:
         listener.close()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises StartError that names the cause."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        remedy = "pick another with --port, or --port 0 for any" if port else "check --host"
-        raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}; {remedy}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def url_of(listener: socket.socket, host: str) -> str:
-    """Where clients on this machine reach it."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 def loop_factory() -> asyncio.AbstractEventLoop:
@@ -97,6 +77,8 @@ def _settings(app: Any, config: Config) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(config.drain_timeout + _AFTER_DRAIN_S),
     )

@@ -46,7 +46,9 @@ class Server:
         self.engine = engine
         self.config = Config(model="fake", **options)
         template = ChatTemplate({"default": TEMPLATE}, {}, engine.info.context_length)
-        self.frontend = Frontend(engine, TOKENIZER, template, timeout_s=self.config.request_timeout)
+        self.frontend = Frontend(
+            engine, TOKENIZER, template, timeout_s=self.config.request_timeout, log_prompts=self.config.log_prompts
+        )
         self.app = create_app(self.frontend, self.config)
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from radixlm.config import Config
 from radixlm.engine.fake import FAKE_INFO, FakeEngine, endless
-from radixlm.errors import StartError
+from radixlm.errors import ConfigError, StartError
 from radixlm.serve import run
+from radixlm.serve.listen import bind, check_tls
 from tests.http.harness import Server, parse_events
 
 
@@ -150,8 +155,29 @@ def test_a_port_in_use_is_a_start_error_that_says_what_to_do():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(StartError, match=r"cannot listen on 127.0.0.1 port \d+: .*--port"):
-            run.bind("127.0.0.1", taken.getsockname()[1])
+            bind("127.0.0.1", taken.getsockname()[1])
 
 
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+
+
+def test_it_serves_https_with_a_certificate(tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    words += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate of this test")
+    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        assert url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        async with httpx.AsyncClient(base_url=url, verify=trusted) as client:
+            streamed = await client.post("/generate", json={"prompt": "a", "max_tokens": 3, "stream": True})
+            assert parse_events(streamed.text)[-1] == "[DONE]"
+
+    served(test, tls_cert=str(certificate), tls_key=str(key))
+    for wrong in ({"tls_cert": str(certificate)}, {"tls_cert": str(key), "tls_key": str(key)}):
+        with pytest.raises(ConfigError, match="--tls-cert"):
+            check_tls(Config(**wrong))

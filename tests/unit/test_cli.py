@@ -63,7 +63,7 @@ def other_value(name: str) -> object:
         return not default
     if "float" in kind:
         return 0.5 if name == "memory_fraction" else 7.5
-    number = 64 if name in ("page_size", "threads") else 2048
+    number = 64 if name in ("page_size", "threads", "frontends") else 2048
     return number if "int" in kind else "something"
 
 

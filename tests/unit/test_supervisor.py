@@ -128,12 +128,16 @@ def test_an_engine_that_keeps_dying_ends_the_server_with_a_reason(ward, monkeypa
     assert len(ward.children("engine")) == 3
 
 
-def test_the_server_ends_when_its_frontend_dies(ward):
+def test_a_killed_frontend_is_replaced_and_the_engine_stays(ward):
     async def meanwhile():
-        os.kill(ward.children("frontend")[0], signal.SIGKILL)
+        os.kill(ward.children("frontend")[1], signal.SIGKILL)
+        await until(lambda: len(ward.children("frontend")) == 4)
+        await asyncio.sleep(0.2)
+        assert alive(ward.children("frontend")[3])
+        assert len(ward.children("engine")) == 1
+        signal_self(signal.SIGTERM)
 
-    with pytest.raises(StartError, match="frontend process ended unexpectedly"):
-        ward.run(meanwhile=meanwhile)
+    ward.run(meanwhile=meanwhile, frontends=3)
 
 
 def test_a_second_signal_ends_at_once_what_does_not_drain(ward):
