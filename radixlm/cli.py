@@ -30,6 +30,11 @@ COMMANDS = {
     "serve": Command("radixlm.commands.serve:main", "serve a model over HTTP"),
     "chat": Command("radixlm.commands.chat:main", "chat in the terminal with a model or a running server"),
     "generate": Command("radixlm.commands.generate:main", "complete prompts and print the text"),
+    "batch": Command("radixlm.commands.batch:main", "run a file of requests, resumable"),
+    "plan": Command("radixlm.commands.plan:main", "estimate memory and concurrency of a model without loading it"),
+    "doctor": Command("radixlm.commands.doctor:main", "say what is installed and which kernels will be used"),
+    "key": Command("radixlm.commands.key:main", "make an API key"),
+    "completion": Command("radixlm.commands.completion:main", "print a completion script for a shell"),
     "bench": Command("radixlm.bench.main:main", "measure speed"),
     "version": Command("radixlm.cli:print_version", "print the version"),
 }
