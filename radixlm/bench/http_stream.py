@@ -17,6 +17,7 @@ class Answer:
     """A response. `marks` are (seconds by `time.perf_counter`, body bytes by then), one per arrival of body bytes."""
 
     status: int = 0
+    head: bytes = b""  # in lower case
     body: bytearray = field(default_factory=bytearray)
     marks: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         head = bytes(self._pending[:end]).lower()
         del self._pending[: end + 4]
         self._in_head = False
+        self._answer.head = head
         self._answer.status = int(head.split(b" ", 2)[1])
         self._chunked = b"\r\ntransfer-encoding: chunked" in head
         if not self._chunked:

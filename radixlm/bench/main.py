@@ -214,6 +214,33 @@ def _sched(options: argparse.Namespace) -> Measured:
     return Measured(sched.measure([int(batch) for batch in options.batches.split(",")], options.steps))
 
 
+# -- frontend ---------------------------------------------------------------------------------------------------------
+
+
+def _add_frontend(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--loads", default="", help="comma-separated: streams, idle, storm, overload (default: all)")
+    for name, text in FRONTEND_OPTIONS.items():
+        kind.add_argument(f"--{name}", type=int, help=text)
+    kind.set_defaults(run=_measured(_frontend))
+
+
+FRONTEND_OPTIONS = {
+    "streams": "open streams (default: 2000)",
+    "seconds": "how long a load lasts (default: 30)",
+    "idle": "idle connections (default: 8000)",
+    "storm": "streams that leave together (default: 1000)",
+    "rounds": "storms (default: 50)",
+    "frontends": "HTTP processes (default: 1)",
+}
+
+
+def _frontend(options: argparse.Namespace) -> Measured:
+    from radixlm.bench.frontend import measure
+
+    asked = {name: value for name in FRONTEND_OPTIONS if (value := getattr(options, name)) is not None}
+    return Measured(measure.measure(measure.Size(**asked), [n for n in options.loads.split(",") if n], _progress))
+
+
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -238,5 +265,6 @@ KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "serve": (_add_serve, "A load against any server over HTTP: latencies, throughput, goodput."),
     "step": (_add_step, "One forward pass of the model at given batch and context."),
     "sched": (_add_sched, "What the scheduler costs per step, without a model."),
+    "frontend": (_add_frontend, "What HTTP costs and bears: streams, idle connections, disconnects, overload."),
     "report": (_add_report, "Shows a stored run, or compares two."),
 }
