@@ -62,7 +62,7 @@ def other_value(name: str) -> object:
     if "bool" in kind:
         return not default
     if "float" in kind:
-        return 0.5 if name == "memory_fraction" else 7.5
+        return 0.5 if name in ("memory_fraction", "pin_share") else 7.5
     number = 64 if name in ("page_size", "threads", "frontends") else 2048
     return number if "int" in kind else "something"
 
