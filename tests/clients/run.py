@@ -29,7 +29,7 @@ HOME = ROOT / ".venvs" / "clients"
 DOCS = ROOT / "docs" / "clients.md"
 MODEL = "smollm2-135m"
 INSTALL_S, RUN_S = 600, 420
-_LINE = re.compile(r"^(ok|FAILED) (.*?): (.*)$", re.M)
+_LINE = re.compile(r"^(ok|FAILED) (.*?) [|] (.*)$", re.M)
 _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.S)
 
 

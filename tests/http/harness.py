@@ -65,8 +65,8 @@ class Server:
 
 
 def parse_events(text: str) -> list[Any]:
-    """The events of an event stream; comments are dropped."""
-    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    """The events of an event stream; the empty lines of quiet times are dropped."""
+    blocks = [block.lstrip("\n") for block in text.split("\n\n") if block.strip()]
     assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
     return [block[6:] if block == "data: [DONE]" else json.loads(block[6:]) for block in blocks]
 

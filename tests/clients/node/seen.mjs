@@ -11,11 +11,11 @@ let failed = 0;
 export async function check(name, body) {
   try {
     const seen = await body();
-    console.log(`ok ${name}: ${JSON.stringify(seen ?? "").slice(0, 200)}`);
+    console.log(`ok ${name} | ${JSON.stringify(seen ?? "").slice(0, 200)}`);
   } catch (error) {
     failed += 1;
     console.error(error);
-    console.log(`FAILED ${name}: ${JSON.stringify(String(error)).slice(0, 300)}`);
+    console.log(`FAILED ${name} | ${JSON.stringify(String(error)).slice(0, 300)}`);
   }
 }
 

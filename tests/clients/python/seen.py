@@ -1,4 +1,4 @@
-"""What a client saw. Each check prints one line, `ok NAME: what was seen` or `FAILED NAME: why`; `done` ends the script.
+"""What a client saw. Each check prints one line, `ok NAME | what was seen` or `FAILED NAME | why`; `done` ends the script.
 
 A check asserts facts of the protocol, never wisdom: the model is small.
 """
@@ -40,9 +40,9 @@ def check(name: str) -> Iterator[list[object]]:
     except Exception as error:
         _failed.append(name)
         traceback.print_exc(limit=-3)
-        print(f"FAILED {name}: {type(error).__name__}: {str(error)[:300]!r}", flush=True)
+        print(f"FAILED {name} | {type(error).__name__}: {str(error)[:300]!r}", flush=True)
     else:
-        print(f"ok {name}: {' '.join(str(item) for item in seen)[:200]!r}", flush=True)
+        print(f"ok {name} | {' '.join(str(item) for item in seen)[:200]!r}", flush=True)
 
 
 def is_person(value: object) -> bool:
