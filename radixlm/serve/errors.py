@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from itertools import takewhile
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.errors import Error
+from radixlm.errors import Error, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,17 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for unknown paths and methods."""
+    """Starlette's handler for unknown paths and methods; the nearest route says in which words."""
     assert isinstance(error, HTTPException), "registered for HTTPException alone"
     known = {404: ("no such route", "not_found"), 405: ("method not allowed on this route", "method_not_allowed")}
     text, code = known.get(error.status_code, (error.detail, "http_error"))
-    body = ErrorBody(
-        ErrorText(f"{text}: {request.method} {request.scope['path'][:200]}", "invalid_request_error", None, code)
-    )
-    return Response(msgspec.json.encode(body), error.status_code, error.headers, "application/json")
+    path = request.scope["path"]
+    refusal = InvalidRequest(f"{text}: {request.method} {path[:200]}")
+    refusal.code, refusal.status = code, error.status_code
+    nearest = max(request.app.state.rows, key=lambda row: _num_shared(row.path, path))
+    return Response(nearest.errors.encode(refusal), error.status_code, error.headers, "application/json")
+
+
+def _num_shared(path: str, other: str) -> int:
+    """How many steps two paths begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path.split("/"), other.split("/"))))

@@ -351,3 +351,14 @@ def test_headers_must_be_sane():
         assert "application/json" in answer.json()["error"]["message"]
 
     with_server(test)
+
+
+def test_an_unknown_path_is_refused_in_the_words_of_its_neighbours():
+    async def test(server: Server):
+        assert "no such route" in (await server.post("/api/pull", {})).json()["error"]
+        anthropic = (await server.post("/v1/messages/batches", {})).json()
+        assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "not_found_error")
+        assert (await server.post("/v1/nothing", {})).json()["error"]["code"] == "not_found"
+        assert "method not allowed" in (await server.client.get("/api/chat")).json()["error"]
+
+    with_server(test)
