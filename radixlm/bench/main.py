@@ -241,6 +241,22 @@ def _frontend(options: argparse.Namespace) -> Measured:
     return Measured(measure.measure(measure.Size(**asked), [n for n in options.loads.split(",") if n], _progress))
 
 
+# -- programs ---------------------------------------------------------------------------------------------------------
+
+
+def _add_programs(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--model", default="smollm2-135m", help="model name or folder (default: smollm2-135m)")
+    kind.add_argument("--instances", type=int, default=100, help="instances of the two-stage program (default: 100)")
+    kind.add_argument("--repeats", type=int, default=3, help="runs of each side, alternating (default: 3)")
+    kind.set_defaults(run=_measured(_programs))
+
+
+def _programs(options: argparse.Namespace) -> Measured:
+    from radixlm.bench import programs
+
+    return Measured(programs.measure(options.model, options.instances, options.repeats, _progress))
+
+
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -266,5 +282,6 @@ KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "step": (_add_step, "One forward pass of the model at given batch and context."),
     "sched": (_add_sched, "What the scheduler costs per step, without a model."),
     "frontend": (_add_frontend, "What HTTP costs and bears: streams, idle connections, disconnects, overload."),
+    "programs": (_add_programs, "Programs of the language beside the same flows as plain HTTP calls."),
     "report": (_add_report, "Shows a stored run, or compares two."),
 }

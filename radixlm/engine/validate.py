@@ -150,6 +150,8 @@ def _check_script(request: GenerateRequest, limits: Limits) -> None:
         if stretch.sampling.n != 1 or stretch.sampling.prompt_logprobs is not None or not stretch.sampling.max_tokens:
             rule = "a later part of a script has n 1, no prompt_logprobs, and max_tokens of at least 1"
             raise InvalidRequest(f"part {number}: {rule}", param="then")
+        if not len(stretch.literal):  # the row's last token would be computed again, though it may be the tree's by now
+            raise InvalidRequest(f"part {number} has an empty literal run; begin another request there", param="then")
 
 
 def resolve(request: GenerateRequest, num_prompt: int, limits: Limits, num_later: int = 0) -> SamplingParams:

@@ -6,10 +6,11 @@ Values travel between branches as futures. The first failure ends all branches o
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from collections.abc import Sequence as Many
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Protocol
 
 from radixlm.engine.output import Delta, Usage
@@ -48,6 +49,8 @@ from radixlm.lang.sequence import Sequence
 from radixlm.messages import TokenLogprobs
 from radixlm.types import Finish
 
+logger = logging.getLogger(__name__)
+
 Emit = Callable[[Event], None]
 Scores = list[tuple[TokenLogprobs, ...]]  # by option: its tokens
 
@@ -69,6 +72,10 @@ class Model(Protocol):
         """
         ...
 
+    def together(self, programs: Many[Program]) -> AbstractAsyncContextManager[Many[int]]:
+        """While it is entered, what these programs begin with stays computed; gives the order to start them in."""
+        ...
+
     async def score(self, before: Sequence, options: Many[str], *, alone: bool) -> tuple[Scores, Scores]:
         """Log probabilities of the options' tokens behind what stands before, and, if `alone`, behind nothing."""
         ...
@@ -77,17 +84,18 @@ class Model(Protocol):
 async def execute(model: Model, programs: Many[Program]) -> AsyncGenerator[Event, None]:
     """Runs programs side by side; each ends with one EndEvent or ErrorEvent. Closing this ends all that runs."""
     queue: asyncio.Queue[Event] = asyncio.Queue()
-    tasks = [asyncio.ensure_future(_run(model, p, i, queue.put_nowait)) for i, p in enumerate(programs)]
-    left = len(tasks)
-    try:
-        while left:
-            event = await queue.get()
-            left -= isinstance(event, EndEvent | ErrorEvent)
-            yield event
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with model.together(programs) as order:
+        tasks = [asyncio.ensure_future(_run(model, programs[i], i, queue.put_nowait)) for i in order]
+        left = len(tasks)
+        try:
+            while left:
+                event = await queue.get()
+                left -= isinstance(event, EndEvent | ErrorEvent)
+                yield event
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _run(model: Model, program: Program, index: int, emit: Emit) -> None:
@@ -96,16 +104,17 @@ async def _run(model: Model, program: Program, index: int, emit: Emit) -> None:
         await _Instance(model, compiled, index, emit).run()
         emit(EndEvent(index))
     except Exception as error:  # noqa: BLE001 - border: a task main; the error becomes the program's last event
-        emit(_told(error, program, index))
+        emit(_told(error, index))
 
 
-def _told(error: Exception, program: Program, index: int) -> ErrorEvent:
+def _told(error: Exception, index: int) -> ErrorEvent:
     if isinstance(error, ProgramError):
         unsupported = isinstance(error, Unsupported)
-        return ErrorEvent(index, error.message, error.code, error.status, error.line, error.node, unsupported)
+        return ErrorEvent(index, error.reason, error.code, error.status, error.line, error.node, unsupported)
     if isinstance(error, Error):
-        return ErrorEvent(index, f"program {program.name}: {error.message}", error.code, error.status)
-    return ErrorEvent(index, f"program {program.name}: {type(error).__name__}: {error}")
+        return ErrorEvent(index, error.message, error.code, error.status)
+    logger.exception("a program failed by a fault of ours")
+    return ErrorEvent(index, f"{type(error).__name__}: {error}")
 
 
 class _Answer:

@@ -29,7 +29,8 @@ Key = tuple[int, str]
 class Ledger:
     """Values by (branch, name)."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
+        self.program = program
         self.values: dict[Key, str | list[str]] = {}
         self.metas: dict[Key, tuple[Meta, ...]] = {}
         self.usages: dict[Key, UsageEvent] = {}
@@ -62,7 +63,7 @@ class Ledger:
                 self.contexts[branch] = context
                 self.landed[branch] += 1
             case ErrorEvent():
-                self.error = self.error or error_of(event)
+                self.error = self.error or error_of(event, self.program)
             case EndEvent():
                 self.num_ended += 1
 
@@ -110,8 +111,9 @@ class Ledger:
             raise self.error
 
 
-def error_of(event: ErrorEvent) -> ProgramError:
+def error_of(event: ErrorEvent, program: str) -> ProgramError:
     """The exception that an event stands for."""
-    error = (Unsupported if event.unsupported else ProgramError)(event.message)
-    error.code, error.status, error.line, error.node = event.code, event.status, event.line, event.node
+    kind = Unsupported if event.unsupported else ProgramError
+    error = kind(event.message, program=program, line=event.line, node=event.node)
+    error.code, error.status = event.code, event.status
     return error

@@ -92,7 +92,7 @@ class Run:
         self.backend = backend
         self.settings = settings
         self.live = live
-        self.ledger = Ledger()
+        self.ledger = Ledger(name)
         self.tracks = [Track(0, {})]
         self.refusals, self.num_reads = list[TraceError](), 0  # what placeholders refused, and how many were given out
         self.returned = False  # the program's function has returned

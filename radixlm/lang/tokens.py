@@ -21,8 +21,8 @@ class Encoder:
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """As `Tokenizer.encode`. Raises InvalidRequest for text that is no Unicode."""
         if add_special or self._border is None:
-            return list(self._tokenizer.encode(text, add_special=add_special))
-        return [token for stretch in self._border.split(text) if stretch for token in self._stretch(stretch)]
+            return list(self._stretch(text, add_special))
+        return [token for part in self._border.split(text) if part for token in self._stretch(part, False)]
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special=False))
+    def _encode(self, text: str, special: bool) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special=special))

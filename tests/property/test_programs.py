@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import radixlm as sgl
@@ -145,6 +145,7 @@ def by_hand(steps) -> tuple[str, list[str]]:  # noqa: C901
 
 
 @given(st.lists(STEP, min_size=1, max_size=7))
+@example([("text", "a "), ("text", "><< \n"), ("gen", 1, None), ("text", "<<<<<<"), ("gen", 1, None), ("gen", 1, None)])
 @settings(max_examples=60, deadline=None)
 def test_compiled_interpreted_and_by_hand_are_the_same(backend, steps):
     steps = [("text", "Begin:"), *steps]

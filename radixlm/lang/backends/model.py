@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property, lru_cache
 
@@ -13,12 +14,15 @@ from radixlm.engine.frontend import Frontend
 from radixlm.engine.output import Delta
 from radixlm.engine.scripts import kept_tokens
 from radixlm.engine.validate import MAX_PARTS, GenerateRequest, Stretch
+from radixlm.errors import Error
 from radixlm.lang.chat import TemplateChat
-from radixlm.lang.ir import Program
+from radixlm.lang.ir import Close, Context, Open, Program, Text
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.lang.tokens import Encoder
 from radixlm.messages import TokenLogprobs
 from radixlm.types import SamplingParams
+
+WORTH_PINNING = 32  # tokens shared by a batch
 
 
 class EngineModel:
@@ -36,6 +40,52 @@ class EngineModel:
     def chat(self, program: Program) -> TemplateChat:
         """As `Model.chat`."""
         return self._chat(msgspec.json.encode(program.tools))
+
+    @asynccontextmanager
+    async def together(self, programs: Sequence[Program]) -> AsyncIterator[Sequence[int]]:
+        """As `Model.together`: neighbours share most; what all share is computed once, first, and pinned until the end."""
+        if len(programs) == 1:
+            yield (0,)
+            return
+        begins = [self._beginning(program) for program in programs]
+        order = sorted(range(len(programs)), key=begins.__getitem__)
+        shared = begins[order[0]][
+            : _common(begins[order[0]], begins[order[-1]])
+        ]  # of sorted ones, all between share it too
+        pinning = asyncio.ensure_future(self._pin(shared)) if len(shared) >= WORTH_PINNING else None
+        try:
+            yield order
+        finally:
+            if pinning is not None:
+                pin = await pinning
+                with contextlib.suppress(Error):
+                    await self._frontend.unpin(pin) if pin else None
+
+    def _beginning(self, program: Program) -> list[int]:
+        """The tokens before anything is generated."""
+        root = program.branches[0]
+        held, chat = Held(root.context or Context()), self.chat(program)
+        try:
+            for node in root.nodes:
+                if isinstance(node, Text):
+                    held.add(node.text)
+                elif isinstance(node, Open):
+                    held.open(node.role, chat)
+                elif isinstance(node, Close) and held.is_open:
+                    held.close(chat)
+                else:
+                    break
+        except Error:
+            return []  # running it will say what is wrong
+        return self.tokens(held)
+
+    async def _pin(self, tokens: list[int]) -> str | None:
+        try:
+            async with self._enter(1):
+                request = GenerateRequest(prompt=tokens, namespace=self._namespace)
+                return (await self._frontend.pin(request)).id
+        except Error:  # the quota is spent, or the engine is gone: the programs run all the same, or say so themselves
+            return None
 
     def tokens(self, before: Held, more: str = "") -> list[int]:
         """What stands before, and a literal behind it, as tokens."""
@@ -73,13 +123,14 @@ class EngineModel:
         return self._encoder.encode(text, add_special=False)
 
     def _fitting(self, num_prompt: int, parts: Sequence[Stretch]) -> int:
-        """How many parts fit the context even if each takes all that it may; at least one."""
+        """How many parts make one request: each with a literal run, all in the context even if each takes all that it may."""
         limits = self._frontend.limits
         room = min(limits.context, limits.pool_tokens) - num_prompt
         for count, part in enumerate(parts):
             most = part.sampling.max_tokens
-            room -= (len(self._literal(part)) if count else 0) + (most or 0)
-            if count and (room < 0 or not most):
+            literal = self._literal(part) if count else []
+            room -= len(literal) + (most or 0)
+            if count and (room < 0 or not most or not literal):
                 return count
             if most is None:
                 return 1

@@ -15,7 +15,7 @@ import msgspec
 from radixlm.engine.output import Delta, Usage
 from radixlm.engine.validate import Stretch
 from radixlm.errors import Error
-from radixlm.lang.backends.remote import RemoteBackend, fields_of, finish_of
+from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, fields_of, finish_of
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import NoFrame
 from radixlm.lang.errors import Unsupported
@@ -64,9 +64,7 @@ class OpenAIBackend(RemoteBackend):
         return await self.address.get("/models")
 
 
-class _OpenAIModel:
-    max_parts = 1
-
+class _OpenAIModel(RemoteModel):
     def __init__(self, address: Address, name: str, fields: dict[str, str]) -> None:
         self._address = address
         self._name = name

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,17 @@ from radixlm.types import Finish, SamplingParams
 
 T = TypeVar("T")
 DEFAULTS = SamplingParams()
+
+
+class RemoteModel:
+    """What models behind a server have in common: one generated part a request, nothing to hold."""
+
+    max_parts = 1
+
+    @asynccontextmanager
+    async def together(self, programs: Sequence[Program]) -> AsyncIterator[Sequence[int]]:
+        """As `Model.together`: the server's cache does what it does."""
+        yield range(len(programs))
 
 
 class RemoteBackend:

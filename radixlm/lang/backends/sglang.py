@@ -14,7 +14,7 @@ from radixlm.engine.output import Delta, Usage
 from radixlm.engine.validate import Stretch
 from radixlm.errors import Error
 from radixlm.lang.backends.http import HttpBackend
-from radixlm.lang.backends.remote import RemoteBackend, fields_of, finish_of
+from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, fields_of, finish_of
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import Chat, TemplateChat
 from radixlm.lang.errors import Unsupported
@@ -73,9 +73,7 @@ class RuntimeEndpoint(RemoteBackend):
         return await self.address.get("/get_server_info")
 
 
-class _NativeModel:
-    max_parts = 1
-
+class _NativeModel(RemoteModel):
     def __init__(self, address: Address, template: str | Path | None) -> None:
         self._address = address
         self._template = Path(template) if template is not None else None

@@ -1,0 +1,158 @@
+"""`radixlm bench programs`: programs of the language beside the same flows written as plain HTTP calls to the same server.
+
+Both sides run the same requests with the same numbers of tokens, alternating, and as many at a time as they can: programs
+as one call, plain calls from one thread per instance (`calls`) or one after the other (`calls in turn`, as a loop does).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from radixlm.bench.results import OURS, Measure
+from radixlm.lang.api import gen
+from radixlm.lang.backends.engine import Runtime
+from radixlm.lang.backends.http import HttpBackend
+from radixlm.lang.compiler import compile_program
+from radixlm.lang.explain import MAX_PARTS
+from radixlm.lang.program import SglFunction
+
+Report = Callable[[str], None]
+_WORDS = "The museum keeps a plain record of every visit and files each page under its own number. "
+_THINK, _ANSWER = 8, 4
+_QUESTIONS = 8
+
+
+def measure(model: str, instances: int, repeats: int, report: Report) -> list[Measure]:
+    """All cases against a server started here."""
+    runtime = Runtime(model, log_level="error", kv_tokens=100_000)
+    try:
+        return _Bench(runtime, instances, repeats, report).run()
+    finally:
+        runtime.shutdown()
+
+
+class _Bench:
+    def __init__(self, runtime: Runtime, instances: int, repeats: int, report: Report) -> None:
+        self._runtime = runtime
+        self._backend = HttpBackend(runtime.url)
+        self._instances = instances
+        self._repeats = repeats
+        self._report = report
+        self._prefix = _WORDS * 18  # about 300 tokens
+        self._document = _WORDS * 59  # about 1,000 tokens
+
+    def run(self) -> list[Measure]:
+        two_stage = {OURS: self._programs, "calls": self._calls, "calls in turn": self._calls_in_turn}
+        fork = {OURS: self._fork, "calls": self._fork_calls, "calls in turn": self._fork_calls_in_turn}
+        return [
+            *self._case(f"two-stage, {self._instances} instances, 300-token prefix", two_stage, self._instances),
+            *self._case(f"fork of {_QUESTIONS} over 1,000 tokens", fork, _QUESTIONS),
+            self._overhead(),
+        ]
+
+    def _case(self, name: str, ways: dict[str, Callable[[int], None]], count: int) -> list[Measure]:
+        samples: dict[str, list[float]] = {way: [] for way in ways}
+        for way in ways.values():
+            way(-1)  # warms compilers and code paths
+        for repeat in range(self._repeats):
+            for way, run in ways.items():
+                if way == "calls in turn" and repeat >= 2:
+                    continue  # it takes long, and varies little
+                self._backend.submit(self._backend.flush_cache()).result()
+                start = time.perf_counter()
+                run(repeat)
+                samples[way].append(count / (time.perf_counter() - start))
+                self._report(f"{name}: {way} {samples[way][-1]:.2f} per s")
+        ours = statistics.median(samples[OURS])
+        self._report(f"{name}: " + ", ".join(f"{ours / statistics.median(samples[w]):.2f}x {w}" for w in ways))
+        return [
+            Measure(case=name, metric="throughput", unit="1/s", subject=w, samples=samples[w], higher_is_better=True)
+            for w in ways
+        ]
+
+    # -- two stages ---------------------------------------------------------------------------------------------------
+
+    def _programs(self, repeat: int) -> None:
+        count = self._instances if repeat >= 0 else 4
+        rows = [{"prefix": self._prefix, "question": _question(repeat, i)} for i in range(count)]
+        two_stage.run_batch(rows, backend=self._backend, temperature=0, ignore_eos=True)
+
+    def _calls(self, repeat: int) -> None:
+        count = self._instances if repeat >= 0 else 4
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda i: self._two_calls(_question(repeat, i)), range(count)))
+
+    def _calls_in_turn(self, repeat: int) -> None:
+        for i in range(self._instances if repeat >= 0 else 4):
+            self._two_calls(_question(repeat, i))
+
+    def _two_calls(self, question: str) -> None:
+        text = f"{self._prefix}Question: {question}\nThinking:"
+        text += self._generate(text, _THINK) + "\nSo the answer is"
+        self._generate(text, _ANSWER)
+
+    # -- a fork -------------------------------------------------------------------------------------------------------
+
+    def _fork(self, repeat: int) -> None:
+        document = f"{repeat} {self._document}"
+        forked.run(document=document, repeat=repeat, backend=self._backend, temperature=0, ignore_eos=True)
+
+    def _fork_calls(self, repeat: int) -> None:
+        with ThreadPoolExecutor(_QUESTIONS) as pool:
+            list(pool.map(lambda i: self._one_call(repeat, i), range(_QUESTIONS)))
+
+    def _fork_calls_in_turn(self, repeat: int) -> None:
+        for i in range(_QUESTIONS):
+            self._one_call(repeat, i)
+
+    def _one_call(self, repeat: int, i: int) -> None:
+        self._generate(f"{repeat} {self._document}Question: {_question(repeat, i)}\nAnswer:", 2 * _THINK)
+
+    # -- what it costs to compile -------------------------------------------------------------------------------------
+
+    def _overhead(self) -> Measure:
+        samples: list[float] = []
+        for _ in range(self._repeats):
+            start = time.perf_counter()
+            for i in range(self._instances):
+                plan = two_stage.compile(prefix=self._prefix, question=_question(0, i))
+                compile_program(plan.program, MAX_PARTS)
+            samples.append((time.perf_counter() - start) / self._instances * 1e3)
+        self._report(f"trace and compile: {statistics.median(samples):.3f} ms per instance")
+        return Measure(
+            case="trace and compile", metric="time per instance", unit="ms", subject=OURS, samples=samples,
+            higher_is_better=False,
+        )  # fmt: skip
+
+    def _generate(self, text: str, num_tokens: int) -> str:
+        sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
+        body = json.dumps({"text": text, "sampling_params": sampling}).encode()
+        request = urllib.request.Request(f"{self._runtime.url}/generate", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["text"]
+
+
+def _question(repeat: int, i: int) -> str:
+    return f"on page {i} of book {repeat}, who came?"
+
+
+def _two_stage(s: Any, prefix: str, question: str) -> None:
+    s += prefix
+    s += f"Question: {question}\nThinking:" + gen("thinking", max_tokens=_THINK)
+    s += "\nSo the answer is" + gen("answer", max_tokens=_ANSWER)
+
+
+def _forked(s: Any, document: str, repeat: int) -> None:
+    s += document
+    forks = s.fork(_QUESTIONS)
+    forks += lambda i: f"Question: {_question(repeat, i)}\nAnswer:" + gen("answer", max_tokens=2 * _THINK)
+    forks.join()
+
+
+two_stage, forked = SglFunction(_two_stage), SglFunction(_forked)
