@@ -32,7 +32,7 @@ def post(host, body, config=None):
 
     async def run():
         app = create_app(host.frontend, config or Config(model="fake"))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://testserver") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
             content = body if isinstance(body, bytes) else msgspec.json.encode(body)
             return await client.post("/v1/programs", content=content, headers={"content-type": "application/json"})
 
@@ -131,8 +131,8 @@ def test_a_client_that_leaves_ends_its_programs(host):
 
         scope = {
             "type": "http", "method": "POST", "path": "/v1/programs", "raw_path": b"/v1/programs", "query_string": b"",
-            "headers": [(b"host", b"testserver"), (b"content-type", b"application/json")], "http_version": "1.1",
-            "scheme": "http", "server": ("testserver", 80), "client": ("127.0.0.1", 1), "root_path": "",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "http_version": "1.1",
+            "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "root_path": "",
         }  # fmt: skip
         await app(scope, receive, send)
 
