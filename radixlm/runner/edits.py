@@ -12,16 +12,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from radixlm.ops.draw import SLICE_ELEMENTS
 from radixlm.runner.settings import BIASED, HELD, PENALISED, Settings
 from radixlm.sched.plan import Opened
 from radixlm.sched.sampled import Masks
 from radixlm.types import IntArray
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-SLICE_ELEMENTS = 1 << 19
-"""Logits worked on at a time: their temporaries stay in the cache, and the rows' results do not depend on it."""
 
 
 def slices(rows: Int64Array, vocab_size: int) -> Iterator[Int64Array]:
