@@ -43,6 +43,7 @@ class NativeSampling(Sampling, kw_only=True):
     json_schema: Any = None
     regex: Any = None
     ebnf: Any = None
+    choice: Any = None
     structural_tag: Any = None
     custom_params: Any = None
     stream_interval: Any = None
@@ -73,6 +74,11 @@ class Generate(Sampling, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     seed: int | None = None
+    regex: Any = None
+    json_schema: Any = None
+    ebnf: Any = None
+    choice: Any = None
+    structural_tag: Any = None
 
     input_embeds: Any = None
     image_data: Any = None
@@ -164,15 +170,18 @@ class OpenAI(Sampling, kw_only=True):
     parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
-    # Refused by name when set.
+    # Constraints on the output; at most one, in whatever spelling.
     regex: Any = None
     ebnf: Any = None
     json_schema: Any = None
+    choice: Any = None
+    structural_tag: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    # Refused by name when set.
     lora_path: Any = None
     session_params: Any = None
     custom_logit_processor: Any = None
