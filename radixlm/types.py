@@ -33,7 +33,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     from the cache). `max_tokens=None` runs to the end of the context.
 
     At most one of `regex`, `json_schema` (JSON text), `ebnf` (Lark or GBNF), `choice` and `structural_tag` (JSON text)
-    constrains the output.
+    constrains the output; with `think_end`, the token that ends a thought, only what follows it. At most `thinking_budget`
+    tokens then come before that token.
     """
 
     max_tokens: int | None = 128
@@ -62,6 +63,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ebnf: str | None = None
     choice: tuple[str, ...] = ()
     structural_tag: str | None = None
+    think_end: int | None = None
+    thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "stop_regex", "choice"):

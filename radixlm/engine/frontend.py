@@ -19,7 +19,7 @@ import msgspec
 
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
-from radixlm.engine.constrain import constraint_fields
+from radixlm.engine.constrain import after_thought, constraint_fields
 from radixlm.engine.open_choices import OpenChoices
 from radixlm.engine.output import Completion, Delta, Output, Usage
 from radixlm.engine.scripts import ScriptOutput
@@ -209,6 +209,9 @@ class Frontend:
             len(part.literal) // 4 + (part.sampling.max_tokens or 0 if part.sampling else 0) for part in then
         )
         sampling = resolve(request, len(prompt) // 4, limits, num_later)
+        if isinstance(request.prompt, Chat):
+            around = self.tokenizer.token_id("<think>"), self.tokenizer.token_id("</think>")
+            sampling = after_thought(sampling, from_bytes(prompt), *around)
         return Prepared(request, prompt, sampling, current_caller(), then)
 
     def _part(self, stretch: Stretch) -> Part:

@@ -118,9 +118,11 @@ _INTEGERS = {
     "logprobs": _Bounds(0, 20, "0 reports the chosen token alone"),
     "prompt_logprobs": _Bounds(0, 20, "0 reports the prompt's tokens alone"),
     "prompt_logprobs_start": _Bounds(0, 2**31 - 1, "0 is the start of the prompt"),
+    "think_end": _Bounds(0, 2**31 - 1, "the id of the token that ends a thought"),
+    "thinking_budget": _Bounds(0, 2**31 - 1, "leave it out to let the model think as long as it likes"),
     "seed": _Bounds(-(2**63), 2**64 - 1, "take a 64-bit number"),
 }
-_OPTIONAL = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "seed"})
+_OPTIONAL = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "seed", "think_end", "thinking_budget"})
 
 
 def check(request: GenerateRequest, limits: Limits) -> None:
@@ -245,6 +247,8 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
     _check_regexes(request)
     for token in sampling.stop_token_ids:
         _check_token(request, "stop_token_ids", token, limits)
+    if sampling.think_end is not None:
+        _check_token(request, "think_end", sampling.think_end, limits)
 
 
 def _check_regexes(request: GenerateRequest) -> None:
