@@ -29,6 +29,7 @@ class Sampling(msgspec.Struct, kw_only=True, dict=False):
     stop_regex: str | list[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    thinking_budget: int | None = None
     n: int | None = None
 
 
