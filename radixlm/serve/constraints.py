@@ -36,11 +36,17 @@ _FIELDS = {field: field for field in FIELDS} | {
 _ANY_OBJECT = '{"type":"object"}'
 
 
-def constraint_fields(
-    body: msgspec.Struct, response_format: Json | None = None, prefix: str = ""
-) -> tuple[Json, dict[str, str]]:
+def constraint_fields(body: msgspec.Struct) -> tuple[Json, dict[str, str]]:
     """(arguments of SamplingParams, the client's names for them). Raises InvalidRequest for two constraints at once."""
-    found = list(_found(body, response_format, prefix))
+    return _only(list(_found(body)))
+
+
+def format_fields(response_format: Json | None) -> Json:
+    """The same for a `response_format` that stands elsewhere, as in the Responses API."""
+    return _only(list(_of_format(response_format or {})))[0]
+
+
+def _only(found: list[Found]) -> tuple[Json, dict[str, str]]:
     if not found:
         return {}, {}
     field, value, name = found[0]
@@ -52,19 +58,18 @@ def constraint_fields(
     return {field: _value(field, value, name)}, {field: name}
 
 
-def _found(body: msgspec.Struct, response_format: Json | None, prefix: str) -> Iterator[Found]:
+def _found(body: msgspec.Struct) -> Iterator[Found]:
     for name, field in _FIELDS.items():
         value = _sent(body, name)
         if value not in (None, "", []):
-            yield field, value, prefix + name
+            yield field, value, name
     structured = _sent(body, "structured_outputs")
     if structured is not None and not isinstance(structured, dict):
         raise InvalidRequest("structured_outputs must be an object", param="structured_outputs")
     for name, value in cast(Json, structured or {}).items():
         if name in _STRUCTURED and value not in (None, "", [], False):
             yield _STRUCTURED[name], value, f"structured_outputs.{name}"
-    if response_format:
-        yield from _of_format(response_format)
+    yield from _of_format(_sent(body, "response_format") or {})
 
 
 def _sent(body: msgspec.Struct, name: str) -> Any:

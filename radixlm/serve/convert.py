@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 
 from radixlm.errors import InvalidRequest
+from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.schema import Sampling
 
 _SHARED = tuple(Sampling.__struct_fields__)
 
 
 def shared_fields(body: Sampling) -> dict[str, Any]:
-    """The sampling fields that were sent, as arguments of `SamplingParams`."""
-    return {field: value for field in _SHARED if (value := getattr(body, field)) is not None}
+    """The sampling fields that were sent, a constraint among them, as arguments of `SamplingParams`."""
+    fields = {field: value for field in _SHARED if (value := getattr(body, field)) is not None}
+    return fields | constraint_fields(body)[0]
 
 
 def present(**fields: Any) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from radixlm.engine.validate import GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
-from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import choices_agree, present, refuse_unsupported, shared_fields, split_prompts
 from radixlm.serve.schema import Generate, NativeSampling
 from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
@@ -292,7 +291,7 @@ def _fields_of(body: Generate, sampling: NativeSampling) -> dict[str, Any]:
     )
     if sampling.max_new_tokens is not msgspec.UNSET:
         fields["max_tokens"] = sampling.max_new_tokens
-    return fields | (constraint_fields(sampling)[0] or constraint_fields(body)[0])
+    return fields
 
 
 def _names(body: Generate) -> dict[str, str]:
