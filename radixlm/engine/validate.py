@@ -18,7 +18,7 @@ from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.regex import compile_regexes
 from radixlm.text.template import ChatOptions
-from radixlm.types import SamplingParams
+from radixlm.types import Pooling, SamplingParams
 
 MAX_BATCH = 256
 MAX_STOPS = 32
@@ -51,11 +51,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `then` makes it a script: the engine goes on with these parts, each where the one before it ended.
 
     `max_tokens_is_default` allows fewer tokens than `sampling.max_tokens` where the context leaves less room. `label` is
-    the client's name for the request; it never identifies anything inside the engine.
+    the client's name for the request; it never identifies anything inside the engine. With `pooling` only the prompt's
+    vector is wanted, see `Frontend.embed`.
     """
 
     prompt: str | Sequence[int] | Chat
     sampling: SamplingParams = SamplingParams()
+    pooling: Pooling | None = None
     max_tokens_is_default: bool = False
     namespace: str = ""
     priority: int = 0
