@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= smollm2-135m
 
-.PHONY: help serve chat test test-page test-clients check bench bench-peers docs format clean
+.PHONY: help serve chat test test-api test-page test-clients check bench bench-peers docs format clean
 
 help:
 	@echo "make serve   serve SmolLM2 on http://127.0.0.1:30000 (MODEL=... for another)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make test-page   drive the page in a headless Chromium"
 	@echo "make test-clients   run the clients of others against a real server (installs each; ARGS='openai-3 ollama' for some)"
+	@echo "make test-api  fuzz every route by the OpenAPI document (some minutes)"
 	@echo "make check   format, lint, types, layers, sizes, public surface"
 	@echo "make bench   measure this machine; make bench-peers also measures other engines beside it"
 	@echo "make docs    regenerate the generated pages of docs/"
@@ -43,6 +44,9 @@ test-page: .venv/.dev
 
 test-clients: .venv/.dev
 	$(BIN)/python -m tests.clients.run $(ARGS)
+
+test-api: .venv/.dev
+	$(BIN)/python -m tests.http.api_fuzz
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -146,8 +146,7 @@ class Planner:
         samples = stop == end and end < int(rows.limit[slot])
         scored = lease.request.scored_from
         scores = scored is not None and scored <= stop and start < lease.request.num_prompt
-        plain = Logits.POOLED if lease.request.request.pooling else Logits.NONE
-        logits = Logits.ALL if scores else Logits.LAST if samples else plain
+        logits = Logits.ALL if scores else Logits.LAST if samples else Logits.NONE
         draft.chunk(lease, start, stop - start, logits, samples=samples)
         rows.computed[slot] = stop
         self.running.share(lease)

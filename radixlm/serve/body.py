@@ -62,11 +62,13 @@ def decode(raw: bytes | msgspec.Raw, kind: type[T], prefix: str = "") -> T:
 
 
 def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
-    """Names of fields that carry a value and that the struct does not have, in order. The body decodes."""
+    """Names of fields that carry a value and that the struct does not have, in order. Raises InvalidRequest for no object."""
     known = frozenset(kind.__struct_fields__)
-    return [
-        prefix + name for name, value in _fields.decode(raw).items() if name not in known and bytes(value) != b"null"
-    ]
+    try:
+        found = _fields.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _mistyped(bytes(raw), str(error), prefix) from None
+    return [prefix + name for name, value in found.items() if name not in known and bytes(value) != b"null"]
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
@@ -86,6 +88,8 @@ def refuse_unknown(names: Sequence[str], kind: type[msgspec.Struct]) -> None:
 
 
 def _check_content_type(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest("Content-Encoding must be identity; send the body uncompressed", param="Content-Encoding")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         text = f"Content-Type is {show(kind)}; it must be application/json (curl: -H 'Content-Type: application/json')"

@@ -15,11 +15,15 @@ from radixlm.errors import Error
 from radixlm.metrics import Metrics
 from radixlm.serve.errors import encode_internal, error_response
 from radixlm.serve.hosts import Hosts
+from radixlm.serve.routes import OPENAI_ERRORS
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("radixlm.access")
 
 MAX_HEADER_BYTES = 32 << 10
+BARE_SEND = "radixlm.send"
+"""In the scope: the server's own send. Once an answer has begun, its events need none of the layers in between."""
+
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -41,6 +45,7 @@ class Border:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            scope[BARE_SEND] = send
             await _Exchange(self, self._app, scope).run(receive, send)
 
 
@@ -69,9 +74,16 @@ class _Exchange:
             logger.exception("request %s failed", self._id)
             if self._status:
                 raise  # the answer is cut off; the server closes the connection
-            await self._answer(500, encode_internal(self._id))
+            await self._answer(500, self._internal())
         finally:
             self._record(time.perf_counter() - start)
+
+    def _internal(self) -> bytes:
+        """The answer to what nobody expected, in the words of the surface."""
+        row = self._scope.get("row")
+        if row is None or row.errors is OPENAI_ERRORS:
+            return encode_internal(self._id)
+        return row.errors.encode(Error("internal error"))
 
     def _record(self, seconds: float) -> None:
         route = self._scope.get("route")
@@ -110,6 +122,6 @@ def _request_id(scope: Scope) -> str:
 
 def check_size(scope: Scope) -> None:
     """Raises HeadersTooLarge."""
-    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"headers are {size} bytes, the limit is {MAX_HEADER_BYTES}; send fewer")

@@ -35,6 +35,8 @@ class Hosts:
 
     def check_host(self, scope: Scope) -> None:
         """Raises InvalidRequest for a Host that is none, Forbidden for one that is not ours."""
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise InvalidRequest("this server speaks HTTP/1.0 and HTTP/1.1")
         hosts = _values(scope, b"host")
         matches = [_HOST.fullmatch(host) for host in hosts]
         if len(hosts) > 1 or not all(matches) or (not hosts and scope["http_version"] != "1.0"):

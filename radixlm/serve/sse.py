@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from radixlm.errors import Aborted, Error
+from radixlm.serve.border import BARE_SEND
 from radixlm.serve.errors import encode_error
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ class EventStream(Response):
         """The ASGI side."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await until_disconnect(_Writer(self._events, start, send, self._wire).run(), receive)
+            writer = _Writer(self._events, start, send, self._wire)
+            writer.send_more = scope.get(BARE_SEND, send)
+            await until_disconnect(writer.run(), receive)
         except Aborted:
             logger.debug("a client left in mid-stream")
 
@@ -92,6 +95,7 @@ class _Writer:
         self._wire = wire
         self._start = start
         self._send = send
+        self.send_more = send  # for everything behind the start
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._last_write = self._loop.time()
@@ -128,7 +132,7 @@ class _Writer:
             self._started = True
             await self._send(self._start)
         self._writing = True
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.send_more({"type": "http.response.body", "body": data, "more_body": True})
         self._writing = False
         self._last_write = self._loop.time()
 
