@@ -31,6 +31,12 @@ class Config:
     revision: str | None = option(None, "Revision of a hub model.", group="model")
     tokenizer: str | None = option(None, "Folder or tokenizer.json, if not the model's own.", group="model")
     chat_template: str | None = option(None, "Jinja file that replaces the model's chat template.", group="model")
+    tool_parser: Literal["auto", "hermes", "llama", "mistral", "pythonic"] = option(
+        "auto", "Format in which the model writes tool calls; auto sees it from the chat template.", group="model"
+    )
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] = option(
+        "auto", "Tags around the model's reasoning; auto sees them from the chat template.", group="model"
+    )
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
         "auto", "How weights are read; dummy makes random ones from the config.", group="model"
     )

@@ -156,6 +156,13 @@ class Logprobs(msgspec.Struct, frozen=True, tag=True):
     positions: tuple[TokenLogprobs, ...]
 
 
+class Pooled(msgspec.Struct, frozen=True, tag=True):
+    """The vector of a request with `pooling`: float32 little-endian bytes, [hidden size], not normalised."""
+
+    key: int
+    vector: bytes
+
+
 class PartEnded(msgspec.Struct, frozen=True, tag=True):
     """Generated part `part` of a script ended and another literal run follows.
 
@@ -203,7 +210,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     code: str = ""  # an error code of radixlm.errors when the request was rejected or failed
 
 
-Detail = Logprobs | PartEnded | Forced
+Detail = Logprobs | PartEnded | Forced | Pooled
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

@@ -24,6 +24,7 @@ SPELLINGS = {
     "model": ("--model-path",),
     "tokenizer": ("--tokenizer-path",),
     "cache_dir": ("--download-dir",),
+    "tool_parser": ("--tool-call-parser",),
     "attention": ("--attention-backend",),
     "kv_tokens": ("--max-total-tokens",),
     "memory_fraction": ("--mem-fraction-static",),

@@ -10,6 +10,8 @@ from typing import Literal, cast
 import msgspec
 import numpy as np
 
+Pooling = Literal["mean", "last"]
+"""Which final hidden states make a prompt's vector: the mean of all, or the last token's."""
 FinishType = Literal["stop", "length", "abort", "timeout", "error"]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 TOKEN_BYTES = 4
@@ -33,7 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     from the cache). `max_tokens=None` runs to the end of the context.
 
     At most one of `regex`, `json_schema` (JSON text), `ebnf` (Lark or GBNF), `choice` and `structural_tag` (JSON text)
-    constrains the output.
+    constrains the output; with `think_end`, the token that ends a thought, only what follows it. At most `thinking_budget`
+    tokens then come before that token.
     """
 
     max_tokens: int | None = 128
@@ -62,6 +65,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ebnf: str | None = None
     choice: tuple[str, ...] = ()
     structural_tag: str | None = None
+    think_end: int | None = None
+    thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "stop_regex", "choice"):
@@ -79,7 +84,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A validated request as the engine sees it: token ids only, `max_tokens` resolved to a number.
 
     `key` is made by the frontend and unique among its open requests; labels given by clients never get here.
-    An ordinary request is a script of one part. Only the last part may lack `sampling`.
+    An ordinary request is a script of one part. Only the last part may lack `sampling`. A request with `pooling` is one part
+    without it: only its vector is wanted.
     """
 
     key: int
@@ -87,6 +93,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     namespace: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    pooling: Pooling | None = None
 
 
 class Finish(msgspec.Struct, frozen=True, omit_defaults=True):

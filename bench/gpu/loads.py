@@ -12,6 +12,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from radixlm.bench.sessions import WORKLOADS, Session, Workload
@@ -29,11 +30,12 @@ LIMIT_S = 120.0
 class Client:
     """A closed loop of users. Its sink runs in the engine's thread."""
 
-    def __init__(self, core: Core, load: Workload, first_key: int) -> None:
+    def __init__(self, core: Core, load: Workload, first_key: int, sampling: SamplingParams) -> None:
         self.ends: list[tuple[float, Ended]] = []
         self.done = threading.Event()
         self._core = core
         self._load = load
+        self._sampling = sampling
         self._sessions = iter(load.draw(0, core.info.vocab_size))
         self._open: dict[int, tuple[Session, int]] = {}
         self._history: dict[int, list[int]] = {}
@@ -67,7 +69,7 @@ class Client:
         key, self._next_key = self._next_key, self._next_key + 1
         self._open[key] = session, turn
         self._history[key] = history + session.turns[turn].new
-        sampling = SamplingParams(temperature=0.0, max_tokens=session.turns[turn].max_tokens, ignore_eos=True)
+        sampling = msgspec.structs.replace(self._sampling, max_tokens=session.turns[turn].max_tokens)
         return Request(key=key, script=(Part(to_bytes(self._history[key]), sampling),))
 
 
@@ -113,9 +115,9 @@ def _rounded(tokens: int) -> int:
     return -(-tokens // unit) * unit
 
 
-def run(core: Core, log: Log, name: str, first_key: int) -> None:
+def run(core: Core, log: Log, name: str, first_key: int, sampling: SamplingParams) -> None:
     """One workload from an empty cache."""
-    client, load = Client(core, WORKLOADS[name], first_key), WORKLOADS[name]
+    client, load = Client(core, WORKLOADS[name], first_key, sampling), WORKLOADS[name]
     flushed = threading.Event()
     core.control("flush_cache", lambda _: flushed.set())
     flushed.wait(10)
@@ -145,6 +147,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens-per-step", type=int)
     parser.add_argument("--kv-tokens", type=int)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
     args = parser.parse_args()
     config = Config(
         model=args.model,
@@ -158,11 +162,12 @@ def main() -> None:
     while runner.idle():
         pass
     core = Core(runner, info, config)
+    sampling = SamplingParams(temperature=args.temperature, top_p=args.top_p, ignore_eos=True)
     log = Log(core, runner)
     thread = threading.Thread(target=core.run, daemon=True)
     thread.start()
     for index, name in enumerate(args.workloads.split(",")):
-        run(core, log, name, index * 1_000_000)
+        run(core, log, name, index * 1_000_000, sampling)
     core.stop()
     thread.join()
 

@@ -28,8 +28,8 @@ class Answer:
         border = b"\r\n\r\n" if b"\r\n\r\n" in self.body else b"\n\n"
         for block in bytes(self.body).split(border):
             end += len(block) + len(border)
-            data = block.removeprefix(b"data:").strip()
-            if not data or data == b"[DONE]" or data.startswith(b":"):
+            data = b"\n".join(line[5:].strip() for line in block.splitlines() if line.startswith(b"data:"))
+            if not data or data == b"[DONE]":  # comments and empty lines keep a quiet stream alive
                 continue
             while mark < len(self.marks) - 1 and self.marks[mark][1] < end:
                 mark += 1

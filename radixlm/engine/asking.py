@@ -7,6 +7,7 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 
+from radixlm.engine.typed import Kind
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.options import nearest
@@ -39,7 +40,7 @@ def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
 
 
 def as_requests(
-    prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, options: Options
+    prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, options: Options, kind: Kind | None = None
 ) -> list[GenerateRequest]:
     """One request per prompt. Raises InvalidRequest for parameters of the wrong number, name or type."""
     if isinstance(params, Sequence):
@@ -51,6 +52,8 @@ def as_requests(
         each = [_sampling(item) for item in params]
     else:
         each = [SamplingParams() if params is None else _sampling(params)] * len(prompts)
+    if kind is not None:
+        each = [kind.constrain(None if params is None else sampling) for sampling in each]
     return [
         GenerateRequest(
             prompt=_prompt(prompt),

@@ -16,12 +16,13 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from radixlm.engine.streams import Frames, Stream, Streams
+from radixlm.engine.streams import Frames, Stream, Streams, pooled
 from radixlm.errors import Aborted, EngineDied, Error, NotReady
 from radixlm.messages import (
     Abort,
     Command,
     Control,
+    Ended,
     EngineInfo,
     FromEngine,
     Outputs,
@@ -90,6 +91,10 @@ class RemoteEngine:
     def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
         return self._streams.follow(request, self._submit, self.abort)
+
+    async def embed(self, request: Request) -> tuple[bytes, Ended]:
+        """As `Engine.embed`."""
+        return await pooled(self.generate(request))
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+import numpy as np
+
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Constraint
 from radixlm.grammar.limits import MAX_CHOICES, check_source
-from radixlm.types import SamplingParams
+from radixlm.types import IntArray, SamplingParams
 
+_CLOSED_BY = 4  # a thought that ends among so many last tokens of a prompt was closed by the template
 FIELDS = ("regex", "json_schema", "ebnf", "choice", "structural_tag")
 
 
@@ -54,3 +58,20 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def after_thought(sampling: SamplingParams, prompt: IntArray, start: int | None, end: int | None) -> SamplingParams:
+    """The sampling of a chat whose model thinks first: what is constrained is the answer, not the thought.
+
+    The model thinks if the prompt opened a thought, or, where it leaves that to the model, if there is a budget for it.
+    `start` and `end` are the tokens around a thought, if the model has them.
+    """
+    wanted = constraint_fields(sampling) or sampling.thinking_budget is not None
+    if not wanted or end is None or sampling.think_end is not None:
+        return sampling
+    ends, starts = np.flatnonzero(prompt == end), np.flatnonzero(prompt == start)
+    opened = bool(len(starts)) and (not len(ends) or starts[-1] > ends[-1])
+    closed = bool(len(ends)) and int(ends[-1]) >= len(prompt) - _CLOSED_BY
+    if opened or (sampling.thinking_budget is not None and not closed):
+        return msgspec.structs.replace(sampling, think_end=end)
+    return sampling

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from radixlm.engine.streams import pooled
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
 from radixlm.messages import (
     CacheMatch,
@@ -26,13 +27,14 @@ from radixlm.messages import (
     Outputs,
     Pinned,
     PinPrefix,
+    Pooled,
     Query,
     ShowCache,
     TokenLogprobs,
     Unpinned,
     UnpinPrefix,
 )
-from radixlm.types import Finish, IntArray, Request, SamplingParams, from_bytes, to_bytes
+from radixlm.types import Finish, IntArray, Pooling, Request, SamplingParams, from_bytes, to_bytes
 
 Continuation = Callable[[IntArray, SamplingParams], Iterator[int]]
 """The tokens that follow a prompt; one that runs out ends with the first end-of-sequence id."""
@@ -66,6 +68,12 @@ def endless(prompt: IntArray, sampling: SamplingParams) -> Iterator[int]:
         yield 33 + state % 94
 
 
+def fake_vector(prompt: IntArray, pooling: Pooling) -> bytes:
+    """Eight numbers that the prompt decides: how often tokens of each residue occur, or the last token's alone."""
+    counted = prompt if pooling == "mean" else prompt[-1:]
+    return np.bincount(counted % 8, minlength=8).astype("<f4").tobytes()
+
+
 class _Stream:
     """One open request: what it will say, and what it has said that nobody has read yet."""
 
@@ -83,6 +91,10 @@ class _Stream:
         """Emits one token, and the terminal event after the last one; True if that was it."""
         if not self.num_output:
             self._score_prompt()
+        if self.request.pooling:
+            self.frames.put_nowait(
+                Outputs(details=(Pooled(self.request.key, fake_vector(self.prompt, self.request.pooling)),))
+            )
         if not self.sampling.max_tokens:
             self.end(Finish("length"))
             return True
@@ -168,6 +180,10 @@ class FakeEngine:
                     return
         finally:
             self.abort(request.key)
+
+    async def embed(self, request: Request) -> tuple[bytes, Ended]:
+        """As `Engine.embed`."""
+        return await pooled(self.generate(request))
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""

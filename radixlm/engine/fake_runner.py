@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from radixlm.messages import EngineInfo
-from radixlm.sched.plan import ON_DEVICE, Plan
+from radixlm.messages import EngineInfo, Pooled
+from radixlm.sched.plan import ON_DEVICE, Logits, Opened, Plan
 from radixlm.sched.sampled import FAILED, Masks, Sampled
-from radixlm.types import IntArray
+from radixlm.types import IntArray, Pooling
 
 _MASK = (1 << 64) - 1
 
@@ -43,11 +43,22 @@ def continuation(tokens: list[int], vocab_size: int) -> int:
     return _choose(cells, vocab_size)
 
 
+def vector_of(tokens: list[int], pooling: Pooling) -> bytes:
+    """The vector of a sequence: the oracle of pooled requests."""
+    cells: list[int] = []
+    for token in tokens:
+        cells.append(_cell(cells[-1] if cells else 0, token))
+    return ((sum(cells) if pooling == "mean" else cells[-1]) & _MASK).to_bytes(8, "little")
+
+
 class FakeStep:
     """A step computed at once; tokens are chosen in `sample`, as on a device."""
 
-    def __init__(self, runner: FakeRunner, plan: Plan, contexts: list[list[int]]) -> None:
+    def __init__(
+        self, runner: FakeRunner, plan: Plan, contexts: list[list[int]], pooled: list[tuple[int, Pooled]]
+    ) -> None:
         self._runner = runner
+        self._pooled = pooled
         self._plan = plan
         self._contexts = contexts
         self._tokens: list[int] = []
@@ -63,7 +74,7 @@ class FakeStep:
             self._runner.last_token[slot] = token
 
     def result(self) -> Sampled:
-        return Sampled(np.array(self._tokens, dtype=np.int32))
+        return Sampled(np.array(self._tokens, dtype=np.int32), pooled=tuple(self._pooled))
 
 
 class FakeRunner:
@@ -75,17 +86,24 @@ class FakeRunner:
         self.cells = [0] * (num_pages * page_size)
         self.table = np.full((num_slots, -(-context // page_size)), -1, dtype=np.int32)
         self.last_token = [0] * num_slots
+        self.pools: dict[int, tuple[Opened, int]] = {}  # what is opened in a slot, and the sum of its cells so far
         self.num_computed = 0
 
     def forward(self, plan: Plan) -> FakeStep:
         self.table[plan.page_slots, plan.page_indices] = plan.pages
+        self.pools.update((opened.slot, (opened, 0)) for opened in plan.opened)
         offset = 0
-        for slot, start, length in zip(plan.slots.tolist(), plan.starts.tolist(), plan.lengths.tolist()):
+        pooled: list[tuple[int, Pooled]] = []
+        for row, slot in enumerate(plan.slots.tolist()):
+            start, length = int(plan.starts[row]), int(plan.lengths[row])
             self._compute(slot, start, plan.tokens[offset : offset + length])
             offset += length
+            if plan.logits[row] == Logits.POOLED and (vector := self._pool(slot, start, start + length)):
+                pooled.append((row, Pooled(0, vector)))
         self.num_computed += offset
         rows = zip(plan.slots[plan.samples].tolist(), (plan.starts + plan.lengths)[plan.samples].tolist())
-        return FakeStep(self, plan, [[self.cells[self._where(slot, i)] for i in range(end)] for slot, end in rows])
+        contexts = [[self.cells[self._where(slot, i)] for i in range(end)] for slot, end in rows]
+        return FakeStep(self, plan, contexts, pooled)
 
     def idle(self) -> bool:
         return False
@@ -95,6 +113,16 @@ class FakeRunner:
 
     def _where(self, slot: int, position: int) -> int:
         return int(self.table[slot, position // self.page_size]) * self.page_size + position % self.page_size
+
+    def _pool(self, slot: int, start: int, stop: int) -> bytes:
+        """Adds the cells of a chunk to the slot's sum; the vector if they are the last."""
+        opened, total = self.pools[slot]
+        cells = [self.cells[self._where(slot, i)] for i in range(start, stop)]
+        total += sum(cells)
+        self.pools[slot] = opened, total
+        if stop < opened.num_prompt:
+            return b""
+        return ((total if opened.pooling == "mean" else cells[-1]) & _MASK).to_bytes(8, "little")
 
     def _compute(self, slot: int, start: int, tokens: IntArray) -> None:
         before = self.cells[self._where(slot, start - 1)] if start else 0

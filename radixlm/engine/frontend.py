@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,9 +19,9 @@ import msgspec
 
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
-from radixlm.engine.constrain import constraint_fields
+from radixlm.engine.constrain import after_thought, constraint_fields
 from radixlm.engine.open_choices import OpenChoices
-from radixlm.engine.output import Completion, Delta, Output, Usage
+from radixlm.engine.output import Completion, Delta, Embedding, Output, Usage
 from radixlm.engine.scripts import ScriptOutput
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
 from radixlm.errors import (
@@ -34,7 +34,7 @@ from radixlm.errors import (
     QueueFull,
     RequestTimeout,
 )
-from radixlm.messages import Outputs, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
+from radixlm.messages import Ended, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
 from radixlm.metrics import Metrics
 from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
@@ -164,6 +164,15 @@ class Frontend:
                 results[delta.index].add(delta)
         return results
 
+    async def embed(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """The vectors of prompts whose requests have `pooling`, in order. Raises as `stream`, and Aborted after an abort."""
+        tasks = [asyncio.ensure_future(self._vector(item)) for item in prepared]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     def abort(self, label: str) -> int:
         """Ends the caller's open requests with exactly this label; how many there were."""
         keys = self._open.labelled(current_caller(), label)
@@ -209,6 +218,9 @@ class Frontend:
             len(part.literal) // 4 + (part.sampling.max_tokens or 0 if part.sampling else 0) for part in then
         )
         sampling = resolve(request, len(prompt) // 4, limits, num_later)
+        if isinstance(request.prompt, Chat):
+            around = self.tokenizer.token_id("<think>"), self.tokenizer.token_id("</think>")
+            sampling = after_thought(sampling, from_bytes(prompt), *around)
         return Prepared(request, prompt, sampling, current_caller(), then)
 
     def _part(self, stretch: Stretch) -> Part:
@@ -243,19 +255,35 @@ class Frontend:
 
     async def _choice(self, item: Prepared, number: int, index: int) -> AsyncGenerator[Delta, None]:
         """Choice `number` of an item, as one request of the engine."""
-        engine, key, caller, label = self.engine, next(self._keys), item.caller, item.request.label
-        output = self._output(item, index)
-        self._open.add(caller, label, key)
-        watch = _Watch(self.metrics)
-        try:
+        engine, output = self.engine, self._output(item, index)
+        with self._begun(item) as (key, watch):
             async with aclosing(engine.generate(self._request(item, key, number))) as frames:
                 async for frame in frames:
                     for delta in output.deltas(frame):
-                        _check_end(delta, frame, item.request)
+                        if delta.finish is not None and frame.ended:
+                            _check_end(delta.finish, frame.ended[0], item.request)
                         watch.saw(delta)
                         yield delta
                     if output.stopped and not frame.ended:
                         engine.abort(key)
+
+    async def _vector(self, item: Prepared) -> Embedding:
+        """An item's vector, as one request of the engine."""
+        with self._begun(item) as (key, watch):
+            vector, ended = await self.engine.embed(self._request(item, key, 0))
+            _check_end(ended.finish, ended, item.request)
+            embedding = Embedding.of(vector, ended)
+            watch.saw(Delta(index=0, finish=ended.finish, usage=embedding.usage))
+            return embedding
+
+    @contextmanager
+    def _begun(self, item: Prepared) -> Generator[tuple[int, _Watch]]:
+        """A key for one request of the engine, which counts as open while the block runs, and what measures it."""
+        key, caller, label = next(self._keys), item.caller, item.request.label
+        self._open.add(caller, label, key)
+        watch = _Watch(self.metrics)
+        try:
+            yield key, watch
         except Error as error:
             watch.failed(error)
             raise
@@ -272,11 +300,17 @@ class Frontend:
     def _request(self, item: Prepared, key: int, number: int) -> Request:
         sampling, asked = item.sampling, item.request
         seed = None if sampling.seed is None else (sampling.seed + number) & _SEED_MASK
-        scored = sampling.max_tokens or sampling.prompt_logprobs is not None
+        scored = (sampling.max_tokens or sampling.prompt_logprobs is not None) and not asked.pooling
         part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
-        script = (part, *item.then)
-        return Request(key=key, script=script, namespace=item.namespace, priority=asked.priority, timeout_s=timeout_s)
+        return Request(
+            key=key,
+            script=(part, *item.then),
+            namespace=item.namespace,
+            priority=asked.priority,
+            timeout_s=timeout_s,
+            pooling=asked.pooling,
+        )
 
 
 class _Watch:
@@ -316,13 +350,13 @@ class _Watch:
             metrics.token_seconds.observe((now - self._first) / (usage.completion_tokens - 1))
 
 
-def _check_end(delta: Delta, frame: Outputs, asked: GenerateRequest) -> None:  # hot
+def _check_end(finish: Finish, ended: Ended, asked: GenerateRequest) -> None:
     """Raises what the engine reports as an error."""
-    if delta.finish is not None and delta.finish.type in ("error", "timeout"):
-        code, text = frame.ended[0].code, delta.finish.message or "the engine could not finish the request"
-        if code == "invalid_grammar":
+    if finish.type in ("error", "timeout"):
+        text = finish.message or "the engine could not finish the request"
+        if ended.code == "invalid_grammar":
             raise InvalidRequest(text, param=next(map(asked.name, constraint_fields(asked.sampling)), None))
-        kind = RequestTimeout if delta.finish.type == "timeout" else _BY_CODE.get(code, Error)
+        kind = RequestTimeout if finish.type == "timeout" else _BY_CODE.get(ended.code, Error)
         raise kind(text)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary
 from radixlm.grammar.service import Grammars
+from radixlm.grammar.thinking import Thinking
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import SamplingParams
 
@@ -28,13 +29,36 @@ def token_vocabulary(tokenizer: Tokenizer, size: int, eos: tuple[int, ...]) -> T
 def grammar_of(grammars: Grammars, exact: bool, sampling: SamplingParams) -> Future[Grammar] | None:
     """The grammar of a part, compiled now or later; None if its text is free."""
     constraint = Constraint.of(sampling)
-    if constraint is None:
-        return None
-    if not exact:
-        refused: Future[Grammar] = Future()
-        refused.set_exception(InvalidRequest("this model's tokenizer does not spell bytes, so no grammar can guide it"))
-        return refused
-    return grammars.get(constraint)
+    if sampling.think_end is None or (constraint is None and sampling.thinking_budget is None):
+        return None if constraint is None else _compiled(grammars, exact, constraint)
+    after = None if constraint is None else _compiled(grammars, exact, constraint)
+    return _wrapped(after, partial(Thinking, grammars.vocabulary, sampling.think_end, sampling.thinking_budget))
+
+
+def _compiled(grammars: Grammars, exact: bool, constraint: Constraint) -> Future[Grammar]:
+    if exact:
+        return grammars.get(constraint)
+    refused: Future[Grammar] = Future()
+    refused.set_exception(InvalidRequest("this model's tokenizer does not spell bytes, so no grammar can guide it"))
+    return refused
+
+
+def _wrapped(inner: Future[Grammar] | None, wrap: Callable[[Grammar | None], Grammar]) -> Future[Grammar]:
+    """The wrapped grammar, as soon as the inner one is there."""
+    outer: Future[Grammar] = Future()
+
+    def done(future: Future[Grammar]) -> None:
+        error = future.exception()
+        if error is None:
+            outer.set_result(wrap(future.result()))
+        else:
+            outer.set_exception(error)
+
+    if inner is None:
+        outer.set_result(wrap(None))
+    else:
+        inner.add_done_callback(done)
+    return outer
 
 
 def _encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:

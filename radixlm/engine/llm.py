@@ -27,6 +27,7 @@ from radixlm.engine.output import Delta
 from radixlm.engine.prefixes import Report, report
 from radixlm.engine.reading import Reading, load_reading
 from radixlm.engine.results import RequestOutput, output_of
+from radixlm.engine.typed import kind_of, partials, read
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest, NotReady
 from radixlm.messages import EngineInfo, Pin
@@ -69,6 +70,10 @@ class LLM:
 
     @overload
     def generate(
+        self, prompts: Prompt, sampling_params: Params | None = None, *, type: type[_T], **options: Unpack[Options]
+    ) -> _T: ...
+    @overload
+    def generate(
         self, prompts: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]
     ) -> RequestOutput: ...
     @overload
@@ -82,23 +87,40 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        type: Any = None,  # noqa: A002 - the name that other libraries gave it
         **options: Unpack[Options],
-    ) -> RequestOutput | list[RequestOutput]:
+    ) -> Any:
         """Answers one prompt, or a list of them in order. Raises InvalidRequest before anything runs if one is wrong.
 
-        `options` are those of `Options`.
+        With a `type` (a dataclass, pydantic model, Literal, list[int], ...) the answers are values of it. `options` are
+        those of `Options`.
         """
+        kind = None if type is None else kind_of(type)
         batch, alone = as_batch(prompts)
-        requests = as_requests(batch, sampling_params, options)
+        requests = as_requests(batch, sampling_params, options, kind)
         with _bar(len(requests), options.get("progress")) as advance:
             outputs = self._wait(self._complete(requests, advance))
-        return outputs[0] if alone else outputs
+        answers = outputs if kind is None else [read(kind, output.text) for output in outputs]
+        return answers[0] if alone else answers
 
     def chat(
         self, messages: list[Message], sampling_params: Params | None = None, **options: Unpack[Options]
     ) -> RequestOutput:
         """The answer to a conversation, by the model's chat template."""
         return self._wait(self._complete(as_requests([messages], sampling_params, options), _ignore))[0]
+
+    def stream_typed(
+        self,
+        prompt: Prompt,
+        type: Any,  # noqa: A002 - as in `generate`
+        sampling_params: Params | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[object]:
+        """What is there of a value of this type as it grows, in plain dicts and lists; the last one is the value itself."""
+        kind = kind_of(type)
+        (request,) = as_requests([prompt], sampling_params, options, kind)
+        return partials(kind, self.stream(prompt, request.sampling, **options))
 
     def stream(
         self, prompt: Prompt, sampling_params: Params | None = None, **options: Unpack[Options]

@@ -8,9 +8,9 @@ import threading
 from typing import Any
 
 from radixlm.engine.core import Core
-from radixlm.engine.streams import Frames, Streams
+from radixlm.engine.streams import Frames, Streams, pooled
 from radixlm.errors import Aborted, EngineDied, NotReady
-from radixlm.messages import Command, EngineInfo, Outputs
+from radixlm.messages import Command, Ended, EngineInfo, Outputs
 from radixlm.types import Request
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ class LocalEngine:
     def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
         return self._streams.follow(request, self._submit, self.abort)
+
+    async def embed(self, request: Request) -> tuple[bytes, Ended]:
+        """As `Engine.embed`."""
+        return await pooled(self.generate(request))
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""

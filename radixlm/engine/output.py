@@ -7,7 +7,9 @@ at the same token by the same matcher; should its terminal event come later, wha
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
+from radixlm.errors import Aborted, Error
 from radixlm.messages import Ended, Forced, Logprobs, Missed, Outputs, TokenLogprobs
 from radixlm.text.detokenizer import make_detokenizer
 from radixlm.text.stops import StopText
@@ -56,6 +58,22 @@ class Delta(msgspec.Struct, kw_only=True):
     usage: Usage | None = None
     part: int = 0  # of a script; each part ends with a delta that has `finish`, the last one also `usage`
     kept: list[int] = []  # with the `finish` of a script's part: its tokens as they stand in the sequence
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """The vector of a prompt, float32 little-endian bytes [hidden size], not normalised, and what it cost."""
+
+    vector: bytes
+    usage: Usage
+
+    @classmethod
+    def of(cls, vector: bytes, ended: Ended) -> Embedding:
+        """What the engine sent. Raises Aborted, or Error for numbers that are none."""
+        if ended.finish.type == "abort":
+            raise Aborted(ended.finish.message or "the request was aborted")
+        if not np.isfinite(np.frombuffer(vector, "<f4")).all():
+            raise Error("the model gave no finite vector for this prompt")
+        return cls(vector, Usage(prompt_tokens=ended.num_prompt, completion_tokens=0, cached_tokens=ended.num_cached))
 
 
 class Completion:

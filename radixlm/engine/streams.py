@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
-from radixlm.messages import Detail, Ended, Outputs
+from radixlm.messages import Detail, Ended, Outputs, Pooled
 from radixlm.types import Request
 
 Frames = AsyncGenerator[Outputs, None]
@@ -154,3 +155,14 @@ class Streams:
             stream.fail(_RAISED[ended.code](ended.finish.message or ended.code, retry_after_s=1.0))
         else:
             stream.add_end(ended)
+
+
+async def pooled(frames: Frames) -> tuple[bytes, Ended]:
+    """The vector of a request with `pooling`, and its terminal event; without a vector the event says why."""
+    vector = b""
+    async with aclosing(frames):
+        async for frame in frames:
+            vector = next((detail.vector for detail in frame.details if isinstance(detail, Pooled)), vector)
+            for ended in frame.ended:
+                return vector, ended
+    raise AssertionError("frames end with a terminal event")

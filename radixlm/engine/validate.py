@@ -18,7 +18,7 @@ from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.regex import compile_regexes
 from radixlm.text.template import ChatOptions
-from radixlm.types import SamplingParams
+from radixlm.types import Pooling, SamplingParams
 
 MAX_BATCH = 256
 MAX_STOPS = 32
@@ -51,11 +51,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `then` makes it a script: the engine goes on with these parts, each where the one before it ended.
 
     `max_tokens_is_default` allows fewer tokens than `sampling.max_tokens` where the context leaves less room. `label` is
-    the client's name for the request; it never identifies anything inside the engine.
+    the client's name for the request; it never identifies anything inside the engine. With `pooling` only the prompt's
+    vector is wanted, see `Frontend.embed`.
     """
 
     prompt: str | Sequence[int] | Chat
     sampling: SamplingParams = SamplingParams()
+    pooling: Pooling | None = None
     max_tokens_is_default: bool = False
     namespace: str = ""
     priority: int = 0
@@ -118,9 +120,11 @@ _INTEGERS = {
     "logprobs": _Bounds(0, 20, "0 reports the chosen token alone"),
     "prompt_logprobs": _Bounds(0, 20, "0 reports the prompt's tokens alone"),
     "prompt_logprobs_start": _Bounds(0, 2**31 - 1, "0 is the start of the prompt"),
+    "think_end": _Bounds(0, 2**31 - 1, "the id of the token that ends a thought"),
+    "thinking_budget": _Bounds(0, 2**31 - 1, "leave it out to let the model think as long as it likes"),
     "seed": _Bounds(-(2**63), 2**64 - 1, "take a 64-bit number"),
 }
-_OPTIONAL = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "seed"})
+_OPTIONAL = frozenset({"max_tokens", "logprobs", "prompt_logprobs", "seed", "think_end", "thinking_budget"})
 
 
 def check(request: GenerateRequest, limits: Limits) -> None:
@@ -245,6 +249,8 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
     _check_regexes(request)
     for token in sampling.stop_token_ids:
         _check_token(request, "stop_token_ids", token, limits)
+    if sampling.think_end is not None:
+        _check_token(request, "think_end", sampling.think_end, limits)
 
 
 def _check_regexes(request: GenerateRequest) -> None:

@@ -121,13 +121,18 @@ Compile = Callable[[Constraint, TokenVocabulary], Grammar]
 
 def fill_all(matchers: Sequence[Matcher], out: IntArray) -> None:  # hot
     """The masks of a batch: out[i] is that of matchers[i]. One native call for each implementation."""
+    fill_rows(matchers, range(len(matchers)), out)
+
+
+def fill_rows(matchers: Sequence[Matcher], rows: Sequence[int], out: IntArray) -> None:  # hot
+    """The same into out[rows[i]]."""
     groups: dict[type[Matcher], tuple[list[Matcher], list[int]]] = {}
-    for row, matcher in enumerate(matchers):
-        mates, rows = groups.setdefault(type(matcher), ([], []))
+    for row, matcher in zip(rows, matchers):
+        mates, places = groups.setdefault(type(matcher), ([], []))
         mates.append(matcher)
-        rows.append(row)
-    for kind, (mates, rows) in groups.items():
-        kind.fill(mates, rows, out)
+        places.append(row)
+    for kind, (mates, places) in groups.items():
+        kind.fill(mates, places, out)
 
 
 def allowed(matcher: Matcher, vocabulary: TokenVocabulary) -> list[int]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,6 +19,24 @@ class Weight(Protocol):
 
     @property
     def in_features(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How random rows choose, on the device, all [rows]."""
+
+    temperature: torch.Tensor  # float32
+    top_k: torch.Tensor  # int32, at least 1; the vocabulary size switches it off
+    top_p: torch.Tensor  # float64
+    min_p: torch.Tensor  # float32
+    uniform: torch.Tensor  # float64 in [0, 1)
+    any_min_p: bool  # some row has min_p above 0; a host value
+    cut: bool  # the rows use top-k or top-p; a host value
+
+    def rows(self, index: torch.Tensor | slice) -> Choice:
+        """The choice of some rows."""
+        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.uniform)
+        return Choice(*(column[index] for column in columns), any_min_p=self.any_min_p, cut=self.cut)
 
 
 class Ops(Protocol):
@@ -54,6 +73,15 @@ class Ops(Protocol):
         """logits [rows, vocab], float32 or the model's dtype -> the largest, float32 [rows], and its lowest index, int64 [rows].
 
         NaN counts as the largest.
+        """
+        ...
+
+    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """Random tokens: logits float32 [rows, vocab], overwritten, largest float32 [rows] -> int64 [rows].
+
+        Weights are exp((logit - largest) / temperature). Cuts come in the order top-k, top-p of what is left, min-p relative
+        to the most likely; of equal weights the lower ids are kept. Among the kept tokens, by id, the one is taken at which
+        the cumulative weight first exceeds uniform * total. A row depends on nothing but itself.
         """
         ...
 

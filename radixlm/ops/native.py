@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.errors import ConfigError
-from radixlm.ops.api import Rope
+from radixlm.ops import draw
+from radixlm.ops.api import Choice, Rope
 from radixlm.ops.build import BuildError, cpu_identity
 from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new, refuse_recording
 from radixlm.ops.torch import TorchOps, TorchWeight
@@ -160,6 +161,10 @@ class NativeOps:
         largest, index = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.int64)
         self._most_likely(logits.data_ptr(), largest.data_ptr(), index.data_ptr(), rows, vocab, DTYPES[logits.dtype])
         return largest, index
+
+    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """Random tokens, int64 [rows]."""
+        return draw.choose(logits, largest, choice)
 
 
 def _measure_torch_rows(native: NativeOps) -> int:

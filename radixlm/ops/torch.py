@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from radixlm.ops.api import Rope
+from radixlm.ops import draw
+from radixlm.ops.api import Choice, Rope
 
 GROUP = 64  # tokens per group in `most_likely`: finding the maximum is several times faster than finding its index
 
@@ -79,6 +80,10 @@ class TorchOps:
         group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
         largest, inside = groups.gather(1, group.unsqueeze(-1).expand(-1, 1, GROUP)).squeeze(1).max(dim=-1)
         return largest.float(), group.squeeze(1).mul_(GROUP).add_(inside)
+
+    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """Random tokens, int64 [rows]. Waits for a device where cuts keep many tokens."""
+        return draw.choose(logits, largest, choice)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from radixlm.ops import triton_fused
-from radixlm.ops.api import Rope
+from radixlm.ops import triton_choose, triton_fused
+from radixlm.ops.api import Choice, Rope
 from radixlm.ops.torch import TorchOps
 from radixlm.ops.triton_launch import interpreted
 from radixlm.ops.triton_linear import Tiling, linear, split_counters
@@ -70,6 +70,10 @@ class TritonOps:
     def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
         return TorchOps().most_likely(logits)
+
+    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """Random tokens, int64 [rows], without sorting and without waiting for the device."""
+        return triton_choose.choose(logits, largest, choice)
 
 
 _ROW_BLOCK = [next(i for i, block in enumerate(ROW_BLOCKS) if rows <= block) for rows in range(ROW_BLOCKS[-1] + 1)]

@@ -19,6 +19,7 @@ from radixlm.ops.triton_step import greedy, prepare
 from radixlm.runner.graphs import Graphs
 from radixlm.runner.kv import KVPool
 from radixlm.runner.logprobs import RowScores
+from radixlm.runner.pooling import Pools, RowVector
 from radixlm.runner.prompts import Prompts, score_spans
 from radixlm.runner.sampler import Chosen, Rows, Sampler
 from radixlm.runner.staging import Columns, Size, lay_out, num_integers, split
@@ -92,6 +93,7 @@ class CudaStep:
         self._chosen: Chosen | None = None
         self._download: Download | None = None
         self.prompt_scores: list[RowScores] = []
+        self.vectors: list[RowVector] = []
 
     @torch.inference_mode()
     def sample(self, masks: Masks | None) -> None:
@@ -109,11 +111,12 @@ class CudaStep:
     def result(self) -> Sampled:
         """Waits for the tokens."""
         scores = [scores.message() for scores in self.prompt_scores]
+        pooled = tuple(vector.message() for vector in self.vectors)
         if self._download is None:
-            return Sampled(np.empty(0, np.int32), tuple(scores))
+            return Sampled(np.empty(0, np.int32), tuple(scores), pooled)
         tokens = self._download.wait()
         more = [] if self._chosen is None else self._chosen.messages(self._plan, self._rows, tokens)
-        return Sampled(tokens, (*scores, *more))
+        return Sampled(tokens, (*scores, *more), pooled)
 
 
 class CudaRunner:
@@ -135,6 +138,7 @@ class CudaRunner:
         self._attention = attention
         self._kv = kv
         self._prompts = Prompts()
+        self._pools = Pools()
         self._graphs = Graphs(sizes.max_graph_tokens)
         self._covered = np.zeros(rows + 1, dtype=np.int32)
 
@@ -144,6 +148,7 @@ class CudaRunner:
         for opened in plan.opened:
             self.sampler.open(opened)
             self._prompts.open(opened)
+            self._pools.open(opened)
         self._set_pages(plan)
         size = self._sizes.fit(plan)
         self._stage(plan, size)
@@ -159,6 +164,9 @@ class CudaRunner:
             wanted = torch.from_numpy(np.concatenate([span.outputs for span in spans])).to(self.tables.device)
             vocab_size = self._model.config.vocab_size
             step.prompt_scores = score_spans(spans, self._hidden[wanted], self._model.logits, vocab_size)
+        if pools := self._pools.of(plan):
+            wanted = torch.from_numpy(np.concatenate([pool.outputs for pool in pools])).to(self.tables.device)
+            step.vectors = self._pools.add(pools, self._hidden[wanted])
         return step
 
     @torch.inference_mode()

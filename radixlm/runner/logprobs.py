@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.messages import Logprobs, TokenLogprobs
-from radixlm.runner.draw import top
+from radixlm.ops.draw import top
 
 MARGIN = 32  # at least so many are looked for, so that the order of equal ones does not depend on batch mates
 

@@ -14,6 +14,7 @@ from radixlm.models.decoder import Decoder
 from radixlm.runner.inputs import Inputs, build
 from radixlm.runner.kv import KVPool
 from radixlm.runner.logprobs import RowScores
+from radixlm.runner.pooling import Pools, RowVector
 from radixlm.runner.prompts import Prompts, score_spans
 from radixlm.runner.replay import DecodeReplays
 from radixlm.runner.sampler import Chosen, Rows, Sampler
@@ -34,6 +35,7 @@ class ModelStep:
         self._logits = logits  # [sampling rows, vocab]
         self._rows = rows
         self.prompt_scores: list[RowScores] = []
+        self.vectors: list[RowVector] = []
         self._chosen: Chosen | None = None
 
     @torch.inference_mode()
@@ -46,10 +48,11 @@ class ModelStep:
     def result(self) -> Sampled:
         """Waits for the tokens. Prompt log probabilities of a row come before those of its output token."""
         scores = [scores.message() for scores in self.prompt_scores]
+        pooled = tuple(vector.message() for vector in self.vectors)
         if self._chosen is None:
-            return Sampled(_NOTHING, tuple(scores))
+            return Sampled(_NOTHING, tuple(scores), pooled)
         tokens = self._chosen.tokens.cpu().numpy()
-        return Sampled(tokens, (*scores, *self._chosen.messages(self._plan, self._rows, tokens)))
+        return Sampled(tokens, (*scores, *self._chosen.messages(self._plan, self._rows, tokens)), pooled)
 
 
 class ModelRunner:
@@ -71,6 +74,7 @@ class ModelRunner:
         self._kv = kv
         self._replays = replays
         self._prompts = Prompts()
+        self._pools = Pools()
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> ModelStep:  # hot
@@ -78,18 +82,21 @@ class ModelRunner:
         for opened in plan.opened:
             self.sampler.open(opened)
             self._prompts.open(opened)
+            self._pools.open(opened)
         if plan.page_slots.size:
             self.tables.set_pages(plan.page_slots, plan.page_indices, plan.pages)
-        spans = self._prompts.spans(plan)
-        extra = np.concatenate([span.outputs for span in spans]) if spans else _NOTHING
+        spans, pools = self._prompts.spans(plan), self._pools.of(plan)
+        extra = np.concatenate([_NOTHING, *(wanted.outputs for wanted in (*spans, *pools))])
         inputs = build(plan, self.tables, self._kv.shape.page_size, extra)
         hidden = self._hidden(inputs)
         num_sampling = len(inputs.rows.slots)
         logits = self._model.logits(hidden[:num_sampling])
         step = ModelStep(self, plan, logits, inputs.rows)
+        num_scored = sum(len(span.outputs) for span in spans)
         if spans:
-            vocab_size = self._model.config.vocab_size
-            step.prompt_scores = score_spans(spans, hidden[num_sampling:], self._model.logits, vocab_size)
+            scored, vocab_size = hidden[num_sampling : num_sampling + num_scored], self._model.config.vocab_size
+            step.prompt_scores = score_spans(spans, scored, self._model.logits, vocab_size)
+        step.vectors = self._pools.add(pools, hidden[num_sampling + num_scored :])
         return step
 
     def _hidden(self, inputs: Inputs) -> torch.Tensor:

@@ -14,8 +14,7 @@ import torch
 from radixlm.messages import Logprobs
 from radixlm.ops.api import Ops
 from radixlm.ops.torch import TorchOps
-from radixlm.runner.draw import draw, draw_cut, weigh
-from radixlm.runner.edits import Edits, History, Int64Array, slices
+from radixlm.runner.edits import Edits, History, Int64Array
 from radixlm.runner.logprobs import Scores, log_probabilities, score
 from radixlm.runner.settings import CUT, EDITS, PENALISED, RANDOM, SCORED, Settings
 from radixlm.sched.plan import Opened, Plan
@@ -71,7 +70,7 @@ class Sampler:
             self._history.open(opened)
 
     def sample(self, logits: torch.Tensor, rows: Rows, masks: Masks | None) -> Chosen:  # hot
-        """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device, unless rows use top-k or top-p."""
+        """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device."""
         uses = self.settings.uses[rows.slots]
         used = int(np.bitwise_or.reduce(uses))
         if used or masks is not None:  # a most likely token is found among logits of any type
@@ -95,11 +94,12 @@ class Sampler:
     def _randomise(self, tokens: torch.Tensor, logits: torch.Tensor, largest: torch.Tensor, rows: Rows) -> None:
         """Replaces the tokens of rows with a temperature."""
         uses = self.settings.uses[rows.slots]
-        for method, wanted in ((draw, RANDOM), (draw_cut, RANDOM | CUT)):
-            for mine in slices(np.flatnonzero(uses & (RANDOM | CUT) == wanted), logits.shape[1]):
+        for wanted in (RANDOM, RANDOM | CUT):
+            mine = np.flatnonzero(uses & (RANDOM | CUT) == wanted)
+            if mine.size:
                 choice = self.settings.choice(rows.slots[mine], rows.positions[mine])
                 index = self.settings.on_device(mine)
-                tokens[index] = method(weigh(logits[index], largest[index], choice.temperature), choice)
+                tokens[index] = self._ops.choose(logits[index], largest[index], choice)
 
     def _remember(self, rows: Rows, tokens: torch.Tensor, uses: Int64Array) -> None:
         """Counts the chosen tokens of penalised rows."""

@@ -6,11 +6,10 @@ rows it needs and hands them to the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
+from radixlm.ops.api import Choice
 from radixlm.runner.random import uniform
 from radixlm.sched.plan import Opened
 from radixlm.types import IntArray, SamplingParams
@@ -28,23 +27,6 @@ SCORED = 32  # log probabilities of output tokens
 EDITS = PENALISED | BIASED | HELD
 
 NO_SCORES = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How random rows choose, on the device, all [rows]."""
-
-    temperature: torch.Tensor  # float32
-    top_k: torch.Tensor  # int32, at least 1; the vocabulary size switches it off
-    top_p: torch.Tensor  # float64
-    min_p: torch.Tensor  # float32
-    uniform: torch.Tensor  # float64 in [0, 1)
-    any_min_p: bool  # some row has min_p above 0; a host value
-
-    def rows(self, index: torch.Tensor) -> Choice:
-        """The choice of some rows."""
-        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.uniform)
-        return Choice(*(column[index] for column in columns), any_min_p=self.any_min_p)
 
 
 class TokenLists:
@@ -106,11 +88,12 @@ class Settings:
             self.held.set(slot, held, [0.0] * len(held))
 
     def choice(self, slots: IntArray, positions: IntArray) -> Choice:
-        """How these rows choose the token at these positions."""
+        """How these random rows choose the token at these positions; all of them use CUT, or none."""
         numbers = uniform(self.seed[slots], positions.astype(np.uint64))
         min_p = self.min_p[slots]
         columns = (self.temperature[slots], self.top_k[slots], self.top_p[slots], min_p, numbers)
-        return Choice(*(self.on_device(column) for column in columns), any_min_p=bool(min_p.any()))
+        cut = bool(self.uses[slots[0]] & CUT)
+        return Choice(*(self.on_device(column) for column in columns), any_min_p=bool(min_p.any()), cut=cut)
 
     def on_device(self, column: np.ndarray) -> torch.Tensor:
         """A gathered column as a tensor; on a CPU without a copy."""

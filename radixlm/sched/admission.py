@@ -96,10 +96,10 @@ def refusal(entry: OpenRequest, room: Room, num_queued: int, *, is_open: bool) -
 def usable(entry: OpenRequest, length: int, page_size: int) -> int:
     """Whole pages of a prompt that may come from the cache.
 
-    The last token must be computed: it yields the first logits. So must tokens before a position that is scored.
+    The last token must be computed: it yields the first logits. So must tokens whose hidden states are needed.
     """
-    last = length - 1 if entry.scored_from is None else min(length, entry.scored_from) - 1
-    return max(0, last) // page_size
+    needed = length - 1 if entry.needed_from is None else min(length - 1, entry.needed_from)
+    return max(0, needed) // page_size
 
 
 def reserved(rows: Rows, active: IntArray, ratio: float) -> float:

@@ -14,7 +14,7 @@ from radixlm.sched import admission
 from radixlm.sched.plan import Opened
 from radixlm.sched.request import EMPTY, Lease, OpenRequest
 from radixlm.sched.rows import NEVER, Rows
-from radixlm.types import IntArray
+from radixlm.types import IntArray, SamplingParams
 
 
 class Leases:
@@ -78,9 +78,11 @@ class Leases:
         """The device must know how the row's next part is sampled; `tokens` are all tokens before it."""
         entry = lease.request
         self.rows.constrained[lease.slot] = entry.matcher is not None
-        if entry.sampling is not None:
-            part = (entry.sampling, entry.seed, tokens, entry.part_start, eos_token_ids)
-            self._opened.append(Opened(lease.slot, *part))
+        pooling = entry.request.pooling
+        sampling = SamplingParams(max_tokens=0) if pooling else entry.sampling
+        if sampling is not None:
+            part = (sampling, entry.seed, tokens, entry.part_start, eos_token_ids)
+            self._opened.append(Opened(lease.slot, *part, pooling=pooling))
 
     def take_opened(self) -> tuple[Opened, ...]:
         """Parts opened since the last call."""

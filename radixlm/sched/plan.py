@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from radixlm.types import IntArray, SamplingParams
+from radixlm.types import IntArray, Pooling, SamplingParams
 
 ON_DEVICE = -1
 """In `Plan.tokens`: the token that the previous step samples for this slot; the device knows it, the host does not yet."""
@@ -24,6 +24,8 @@ class Logits(IntEnum):
     LAST = 1
     ALL = 2
     """Every position, for the log probabilities of the prompt; samples the next token if the chunk is the last one."""
+    POOLED = 3
+    """None; the hidden states of the positions go into the request's vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Opened:
     tokens: IntArray  # int32 [n]: the sequence before the part's first generated token
     num_prompt: int  # tokens[num_prompt:] were generated (a resumed request); penalties on output count these
     eos_token_ids: tuple[int, ...]  # masked while fewer than min_tokens are generated
+    pooling: Pooling | None = None  # nothing is generated: the vector of `tokens` is wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,8 @@ class Planner:
         samples = stop == end and end < int(rows.limit[slot])
         scored = lease.request.scored_from
         scores = scored is not None and scored <= stop and start < lease.request.num_prompt
-        logits = Logits.ALL if scores else Logits.LAST if samples else Logits.NONE
+        plain = Logits.POOLED if lease.request.request.pooling else Logits.NONE
+        logits = Logits.ALL if scores else Logits.LAST if samples else plain
         draft.chunk(lease, start, stop - start, logits, samples=samples)
         rows.computed[slot] = stop
         self.running.share(lease)

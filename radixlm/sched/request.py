@@ -97,6 +97,13 @@ class OpenRequest:
             return None
         return max(1, sampling.prompt_logprobs_start, self.scored_to)
 
+    @property
+    def needed_from(self) -> int | None:
+        """First prompt position whose hidden state is needed, so that it must be computed; None if only the last one's is."""
+        if self.request.pooling == "mean":
+            return 0
+        return None if self.scored_from is None else self.scored_from - 1
+
 
 @dataclass(slots=True, eq=False)
 class Lease:

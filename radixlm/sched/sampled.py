@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from radixlm.messages import Logprobs
+from radixlm.messages import Logprobs, Pooled
 from radixlm.types import IntArray
 
 FAILED = -2
@@ -17,6 +17,9 @@ class Sampled:
 
     tokens: IntArray  # int32 [sampling rows], or FAILED
     logprobs: tuple[tuple[int, Logprobs], ...] = ()  # (chunk row, its log probabilities; the scheduler fills the key)
+    pooled: tuple[
+        tuple[int, Pooled], ...
+    ] = ()  # (last chunk of a pooled request, its vector; the scheduler fills the key)
 
 
 @dataclass(frozen=True, slots=True)

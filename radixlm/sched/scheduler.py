@@ -17,9 +17,10 @@ from collections.abc import Callable
 import numpy as np
 
 from radixlm.errors import InvalidRequest
-from radixlm.messages import Ended, Logprobs
+from radixlm.messages import Ended
 from radixlm.sched import admission
 from radixlm.sched.constrain import Constraining, Constraints
+from radixlm.sched.details import publish_details
 from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
@@ -182,8 +183,8 @@ class Scheduler:
         rows.tokens[slots, positions] = tokens
         self.counts.output_tokens += len(tokens)
         self._publish(slots, tokens)
-        if sampled.logprobs:
-            self._publish_logprobs(plan, sampled)
+        if sampled.logprobs or sampled.pooled:
+            publish_details(plan, sampled, self.running, self.outbox)
         eos = self._is_eos[tokens] & ~rows.ignores_eos[slots]
         special = rows.watched[slots] | eos | (tokens < 0) | (positions + 1 >= rows.limit[slots])
         if special.any():
@@ -197,20 +198,6 @@ class Scheduler:
         if len(tokens) and tokens.min() < 0:
             slots, tokens = slots[tokens >= 0], tokens[tokens >= 0]
         self.outbox.tokens(self.running.rows.sink[slots], self.running.rows.key[slots], tokens)
-
-    def _publish_logprobs(self, plan: Plan, sampled: Sampled) -> None:
-        """Sends log probabilities on; those of a prompt computed again after a preemption were sent before."""
-        for chunk, scores in sampled.logprobs:
-            slot = int(plan.slots[chunk])
-            if self.running.rows.valid_from[slot] > plan.index:
-                continue
-            entry, start, positions = self.running.by_slot[slot].request, scores.start, scores.positions
-            if start < entry.num_prompt and not entry.part:
-                positions = positions[max(0, entry.scored_to - start) :]
-                start = max(start, entry.scored_to)
-                entry.scored_to = max(entry.scored_to, start + len(positions))
-            if positions:
-                self.outbox.detail(entry.sink, Logprobs(entry.request.key, start, positions))
 
     def _look(self, lease: Lease, position: int, token: int, *, eos: bool) -> None:
         """A token that may end its part."""

@@ -37,8 +37,12 @@ class Shape(Protocol):
         """What a stream says of a choice before its first piece, if anything."""
         ...
 
-    def piece(self, completion: Completion, delta: Delta) -> Json:
-        """A piece of a choice; `completion` includes it."""
+    def pieces(self, completion: Completion, delta: Delta) -> list[Json]:
+        """What a stream says of a choice for this delta, if anything; `completion` includes it."""
+        ...
+
+    def reasoning_tokens(self, completion: Completion) -> int:
+        """How many of a choice's tokens are not for the reader."""
         ...
 
 
@@ -85,10 +89,10 @@ class Answer:
                     opened[delta.index] = True
                     if (opening := shape.opening(completion)) is not None:
                         yield self._chunk([opening], results)
-                if self._with_token_ids:
-                    yield self._chunk([{**shape.piece(completion, delta), "token_ids": delta.tokens}], results)
-                elif delta.text or delta.finish or delta.logprobs:
-                    yield self._chunk([shape.piece(completion, delta)], results)
+                for number, piece in enumerate(shape.pieces(completion, delta)):
+                    if self._with_token_ids:
+                        piece["token_ids"] = [] if number else delta.tokens
+                    yield self._chunk([piece], results)
         if self._with_usage:
             yield self._chunk([], results)
         yield DONE
@@ -111,37 +115,9 @@ class Answer:
             "completion_tokens": output,
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": sum(map(self._shape.reasoning_tokens, results))},
             "radixlm": run_details(completion.usage for completion in results),
         }
-
-
-class ChatShape:
-    """Chat completions."""
-
-    names = ("chat.completion", "chat.completion.chunk", "chatcmpl")
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def choice(self, completion: Completion) -> Json:
-        """As `Shape.choice`."""
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
-        scores = logprobs.chat(completion.logprobs, self._tokenizer) if completion.logprobs else None
-        reason = finish_reason(completion.finish)
-        return {"index": completion.index, "message": message, "logprobs": scores, "finish_reason": reason}
-
-    def opening(self, completion: Completion) -> Json | None:
-        """As `Shape.opening`."""
-        delta = {"role": "assistant", "content": ""}
-        return {"index": completion.index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def piece(self, completion: Completion, delta: Delta) -> Json:  # hot
-        """As `Shape.piece`."""
-        content = {"content": delta.text} if delta.text or delta.logprobs else {}
-        scores = logprobs.chat(delta.logprobs, self._tokenizer) if delta.logprobs else None
-        reason = finish_reason(delta.finish)
-        return {"index": completion.index, "delta": content, "logprobs": scores, "finish_reason": reason}
 
 
 class TextShape:
@@ -182,14 +158,19 @@ class TextShape:
             scores = logprobs.completion(tokens, completion.prompt_logprobs, 0, self._tokenizer)
         return {"index": completion.index, "text": text, "logprobs": scores, "finish_reason": None}
 
-    def piece(self, completion: Completion, delta: Delta) -> Json:  # hot
-        """As `Shape.piece`."""
+    def pieces(self, completion: Completion, delta: Delta) -> list[Json]:  # hot
+        """As `Shape.pieces`."""
         scores = None
         if delta.logprobs:
             offset = len(self._prompt_text(completion)) + len(completion.text) - len(delta.text)
             scores = logprobs.completion(delta.tokens, delta.logprobs, offset, self._tokenizer)
         reason = finish_reason(delta.finish)
-        return {"index": completion.index, "text": delta.text, "logprobs": scores, "finish_reason": reason}
+        return [{"index": completion.index, "text": delta.text, "logprobs": scores, "finish_reason": reason}]
+
+    def reasoning_tokens(self, completion: Completion) -> int:
+        """As `Shape.reasoning_tokens`: a text completion is taken as it is."""
+        del completion
+        return 0
 
     def _item(self, completion: Completion) -> Prepared:
         return self._prepared[completion.index // self._prepared[0].sampling.n]

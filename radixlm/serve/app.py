@@ -19,15 +19,19 @@ from radixlm.serve.anthropic import Anthropic
 from radixlm.serve.auth import Guard
 from radixlm.serve.border import Border
 from radixlm.serve.cache import Cache
+from radixlm.serve.chat import ChatCompletions
+from radixlm.serve.completions import Completions
 from radixlm.serve.control import Control
+from radixlm.serve.embeddings import Embeddings
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.health import Health
 from radixlm.serve.hosts import Hosts, words
+from radixlm.serve.models import Models
 from radixlm.serve.native import Native
 from radixlm.serve.ollama import Ollama
-from radixlm.serve.openai import OpenAI
 from radixlm.serve.openapi import OpenApi
 from radixlm.serve.programs import Programs
+from radixlm.serve.responses import Responses
 from radixlm.serve.routes import EVENTS, Row, spelled
 from radixlm.serve.site import Site
 from radixlm.serve.tokens import Tokens
@@ -40,7 +44,11 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *_native(Native(frontend, config)),
         *Tokens(frontend, config).rows(),
         *Control(frontend, config).rows(),
-        *_openai(OpenAI(frontend, config)),
+        *Completions(frontend, config).rows(),
+        *ChatCompletions(frontend, config).rows(),
+        *Responses(frontend, config).rows(),
+        *Embeddings(frontend, config).rows(),
+        *Models(frontend, config).rows(),
         *Anthropic(frontend, config).rows(),
         *Ollama(frontend, config).rows(),
         *_health(health),
@@ -79,34 +87,6 @@ def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:
 def _native(native: Native) -> list[Row]:
     generated = replies.Generated | list[replies.Generated]
     return [Row("/generate", native.generate, "inference", ("POST", "PUT"), schema.Generate, None, generated, EVENTS)]
-
-
-def _openai(openai: OpenAI) -> list[Row]:
-    post = ("POST",)
-    return [
-        Row(
-            "/v1/completions",
-            openai.completions,
-            "inference",
-            post,
-            schema.Completion,
-            None,
-            replies.TextAnswer,
-            EVENTS,
-        ),
-        Row(
-            "/v1/chat/completions",
-            openai.chat,
-            "inference",
-            post,
-            schema.ChatCompletion,
-            None,
-            replies.ChatAnswer,
-            EVENTS,
-        ),
-        Row("/v1/models", openai.models, "inference", answer=replies.ModelList),
-        Row("/v1/models/{id:path}", openai.one_model, "inference", answer=replies.ModelCard),
-    ]
 
 
 def _health(health: Health) -> list[Row]:

@@ -40,7 +40,7 @@ _UNSUPPORTED = (
     "session_id",
     "session_params",
 ) + ("custom_logit_processor", "token_ids_logprob", "return_hidden_states")
-_UNSUPPORTED_SAMPLING = ("json_schema", "regex", "ebnf", "structural_tag", "custom_params", "beam_width")
+_UNSUPPORTED_SAMPLING = ("custom_params", "beam_width")
 _LONG_NAMES = {
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",

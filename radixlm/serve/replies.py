@@ -46,6 +46,7 @@ class ChatAnswerMessage(msgspec.Struct, kw_only=True):
     content: str | None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
@@ -132,6 +133,66 @@ class TextAnswer(msgspec.Struct, kw_only=True):
     usage: TokenUsage
 
 
+class ResponseAnswer(msgspec.Struct, kw_only=True):
+    """A response; `output` holds reasoning, messages and calls in order."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    error: dict[str, Any] | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    usage: dict[str, Any] | None = None
+    metadata: dict[str, str] = {}
+
+
+class Deleted(msgspec.Struct, kw_only=True):
+    """Answer of DELETE /v1/responses/{id}."""
+
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class InputItems(msgspec.Struct, kw_only=True):
+    """Answer of GET /v1/responses/{id}/input_items."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    has_more: bool
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class EmbeddingItem(msgspec.Struct, kw_only=True):
+    """One vector, as numbers or as the base64 text of float32 little-endian bytes."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    """`usage` of embeddings."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelCard(msgspec.Struct, kw_only=True):
     """One model."""
 
@@ -140,6 +201,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     created: int
     owned_by: str
     root: str
+    parent: str | None = None
     max_model_len: int
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from radixlm.types import Pooling
+
 Prompts = str | list[str | int | list[int]]
 OneOrMore = int | list[int]
 
@@ -29,6 +31,7 @@ class Sampling(msgspec.Struct, kw_only=True, dict=False):
     stop_regex: str | list[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    thinking_budget: int | None = None
     n: int | None = None
 
 
@@ -43,6 +46,7 @@ class NativeSampling(Sampling, kw_only=True):
     json_schema: Any = None
     regex: Any = None
     ebnf: Any = None
+    choice: Any = None
     structural_tag: Any = None
     custom_params: Any = None
     stream_interval: Any = None
@@ -73,6 +77,11 @@ class Generate(Sampling, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     seed: int | None = None
+    regex: Any = None
+    json_schema: Any = None
+    ebnf: Any = None
+    choice: Any = None
+    structural_tag: Any = None
 
     input_embeds: Any = None
     image_data: Any = None
@@ -161,18 +170,20 @@ class OpenAI(Sampling, kw_only=True):
     metadata: Any = None
     service_tier: Any = None
     store: Any = None
-    parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
-    # Refused by name when set.
+    # Constraints on the output; at most one, in whatever spelling.
     regex: Any = None
     ebnf: Any = None
     json_schema: Any = None
+    choice: Any = None
+    structural_tag: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    # Refused by name when set.
     lora_path: Any = None
     session_params: Any = None
     custom_logit_processor: Any = None
@@ -198,6 +209,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatCompletion(OpenAI, kw_only=True):
@@ -210,11 +222,61 @@ class ChatCompletion(OpenAI, kw_only=True):
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
     functions: Any = None
     function_call: Any = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: str | None = None
     verbosity: Any = None
+
+
+class ResponseReasoning(msgspec.Struct, kw_only=True):
+    """`reasoning` of a response."""
+
+    effort: str | None = None
+    summary: Any = None
+
+
+class ResponseRequest(OpenAI, kw_only=True):
+    """Body of POST /v1/responses."""
+
+    input: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    background: bool | None = None
+    metadata: dict[str, str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: ResponseReasoning | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_tool_calls: Any = None
+    # Refused by name when set.
+    conversation: Any = None
+    prompt: Any = None
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /v1/embeddings."""
+
+    input: Prompts | None = None
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    pooling: Pooling | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    rid: str | None = None
+    timeout: float | None = None
+    user: Any = None

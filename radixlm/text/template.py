@@ -16,6 +16,7 @@ from radixlm.errors import InvalidRequest, ModelError
 from radixlm.text.chat import Json, normalised, plain
 from radixlm.text.isolation import IsolatedRendering
 from radixlm.text.jinja import CHARS_PER_TOKEN, Rendering
+from radixlm.text.tools import taught
 
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _MARKER = "[[the final message goes on here]] "  # its last space tells whether the template trims
@@ -53,6 +54,11 @@ class ChatTemplate:
         make = IsolatedRendering if isolated else Rendering
         self._rendering = make(self._sources, CHARS_PER_TOKEN * context_length)
 
+    @property
+    def text(self) -> str:
+        """All sources: what they hold tells in which format the model writes calls and reasoning."""
+        return "\n".join(self._sources.values())
+
     def render(self, messages: Sequence[Json], tools: Sequence[Json] | None, options: ChatOptions) -> str:
         """The prompt. It holds bos where the model wants it: tokenise it without adding special tokens.
 
@@ -61,6 +67,7 @@ class ChatTemplate:
         name = self._pick(tools)
         chat = normalised(messages, keeps_developer="developer" in self._sources[name])
         plain_tools = plain(tools, "tools") if tools else None
+        chat = taught(chat, plain_tools or (), self._sources[name])
         if options.continue_final_message:
             _mark_final(chat, options)
         variables: Json = {

@@ -70,3 +70,21 @@ def test_seeded_sampling_does_not_depend_on_batch_mates():
     one = ([301, 302, 303], sampling)
     (alone,) = answers([one], device="cuda")
     assert answers([*requests(), one], device="cuda")[-1] == alone
+
+
+def test_a_step_waits_for_its_tokens_and_for_nothing_else():
+    greedy = requests()
+    random_rows = [
+        (
+            prompt,
+            SamplingParams(max_tokens=12, temperature=0.8, top_p=0.9, top_k=40, min_p=0.01, seed=3, ignore_eos=True),
+        )
+        for prompt, _ in greedy[:10]
+    ]
+    with Whole(Config(**{**BASE, "device": "cuda"}), prepare=True) as engine:
+        expected = [answer.tokens for answer in engine.ask(*greedy, *random_rows)]
+        torch.cuda.set_sync_debug_mode("error")  # any call that makes the host wait for the device raises
+        try:
+            assert [answer.tokens for answer in engine.ask(*greedy, *random_rows)] == expected
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

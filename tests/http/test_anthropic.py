@@ -148,9 +148,10 @@ def test_results_of_tools_are_messages_of_their_own_in_their_place():
             {"type": "text", "text": "and?"},
         ]},
     ]  # fmt: skip
-    assert (
-        prompts({**ASK, "messages": messages}) == "<user>go\n<assistant>\n<tool>42\n<tool>43\n<user>and?\n<assistant>"
-    )
+    call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'  # for a template that knows no tools
+    results = "".join(f"<user><tool_response>\n{n}\n</tool_response>\n" for n in (42, 43))
+    expected = f"<user>go\n<assistant>{call}\n{results}<user>and?\n<assistant>"
+    assert prompts({**ASK, "messages": messages}) == expected
 
 
 def test_a_last_message_of_the_assistant_is_gone_on_from():

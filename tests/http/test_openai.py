@@ -74,6 +74,7 @@ def test_a_chat_stream_opens_with_the_role_and_ends_with_usage_only_if_asked():
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == RENDERED
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
+    assert chunks[-1]["choices"][0]["delta"] == {}
     assert len({chunk["id"] for chunk in chunks}) == 1
     plain = events("/v1/chat/completions", CHAT)
     assert all("usage" not in chunk for chunk in plain[:-1])
@@ -190,8 +191,6 @@ def test_fields_of_plain_text_are_no_obstacle():
 def test_what_is_not_supported_is_refused_by_name():
     cases = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "tool_choice": "required",
         "functions": [{"name": "f"}],
         "regex": "a+",
         "guided_json": {},

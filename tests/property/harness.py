@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from radixlm.engine.fake_runner import FakeRunner, continuation
-from radixlm.messages import Ended, Forced, PartEnded
+from radixlm.engine.fake_runner import FakeRunner, continuation, vector_of
+from radixlm.messages import Ended, Forced, PartEnded, Pooled
 from radixlm.sched.audit import audit
 from radixlm.sched.constrain import Constraints
 from radixlm.sched.limits import Limits
@@ -47,6 +47,7 @@ class Record:
     request: Request
     tokens: list[int] = field(default_factory=list)
     parts: list[PartEnded] = field(default_factory=list)
+    vectors: list[bytes] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     num_forced: int = 0
 
@@ -120,10 +121,13 @@ class Drive:
                 self.records[key].tokens.append(token)
             for detail in frame.details:
                 assert not self.records[detail.key].ended, "a detail after the terminal event"
+                record = self.records[detail.key]
                 if isinstance(detail, Forced):
-                    self.records[detail.key].force(detail)
+                    record.force(detail)
+                elif isinstance(detail, Pooled):
+                    record.vectors.append(detail.vector)
                 else:
-                    self.records[detail.key].parts.append(detail)
+                    record.parts.append(detail)
             for ended in frame.ended:
                 self.records[ended.key].ended.append(ended)
 
@@ -132,6 +136,11 @@ class Drive:
             if not self.step() and not self.scheduler.num_open:
                 return
         raise AssertionError(f"not done after {most} steps: {self.scheduler.num_open} open")
+
+
+def expected_vectors(request: Request) -> list[bytes]:
+    """The oracle of pooled requests."""
+    return [vector_of(from_bytes(request.script[0].literal).tolist(), request.pooling)] if request.pooling else []
 
 
 def expected(request: Request) -> tuple[list[int], Finish]:

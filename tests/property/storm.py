@@ -8,7 +8,7 @@ from radixlm.cache.radix import origin
 from radixlm.messages import PinPrefix, UnpinPrefix
 from radixlm.sched.steering import answer
 from radixlm.types import SamplingParams
-from tests.property.harness import Drive, expected
+from tests.property.harness import Drive, expected, expected_vectors
 
 
 def storm(seed: int) -> Drive:
@@ -22,7 +22,11 @@ def storm(seed: int) -> Drive:
     )  # fmt: skip
     for _ in range(rng.randrange(4, 16)):
         for _ in range(rng.randrange(4)):
-            drive.submit(*_script(rng), priority=rng.randrange(2), namespace=rng.choice(["", "", "b"]))
+            fields = {"priority": rng.randrange(2), "namespace": rng.choice(["", "", "b"])}
+            if rng.random() < 0.2:
+                drive.submit((_literal(rng, 24), None), pooling=rng.choice(["mean", "last"]), **fields)
+            else:
+                drive.submit(*_script(rng), **fields)
         for _ in range(rng.randrange(8)):
             drive.now += rng.choice([0.0, 0.02])
             drive.step()
@@ -45,6 +49,7 @@ def check(drive: Drive) -> None:
         if record.ended[0].finish.type in ("stop", "length"):
             assert record.tokens == sent, "the tokens of a request computed alone and cold"
             assert record.ended[0].finish == finish
+            assert record.vectors == expected_vectors(record.request), "the vector of a prompt computed alone and cold"
         else:
             assert record.tokens == sent[: len(record.tokens)], "an aborted request sent a prefix"
     for plan in drive.plans:
@@ -75,15 +80,16 @@ def check_pins(drive: Drive) -> None:
     assert running.pool.num_free == drive.limits.num_pages, "everything was let go, yet pages are missing"
 
 
-def _script(rng: random.Random):
-    def literal(most: int) -> list[int]:
-        return [rng.randrange(1, 4) for _ in range(rng.randrange(1, most))]
+def _literal(rng: random.Random, most: int) -> list[int]:
+    return [rng.randrange(1, 4) for _ in range(rng.randrange(1, most))]
 
+
+def _script(rng: random.Random):
     def sampling() -> SamplingParams:
         stop = ("fake",) if rng.random() < 0.4 else ()
         return SamplingParams(max_tokens=rng.choice([1, 3, 8, 24]), stop=stop, ignore_eos=rng.random() < 0.5)
 
-    parts = [(literal(16), sampling())]
+    parts = [(_literal(rng, 16), sampling())]
     if rng.random() < 0.4:
-        parts.append((literal(6), SamplingParams(max_tokens=rng.randrange(1, 6))))
+        parts.append((_literal(rng, 6), SamplingParams(max_tokens=rng.randrange(1, 6))))
     return parts

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from radixlm.grammar.api import Constraint, TokenVocabulary, Unsupported
 from radixlm.grammar.automaton.compile import compile_automaton
 from radixlm.grammar.llguidance import compile_constraint
+from radixlm.grammar.thinking import Thinking
 from radixlm.sched.constrain import Constraining, Constraints
 from radixlm.sched.request import OpenRequest
 from radixlm.types import SamplingParams
@@ -198,6 +199,28 @@ def test_a_script_goes_on_after_a_part_that_was_forced_to_its_end():
         assert [event.finish.type for event in record.parts] == ["stop", "stop"]
         assert text_of(record.tokens).startswith("abc")
         assert re.match("abc(true|name)", text_of(record.tokens))
+
+
+THINK_END = BY_BYTES[b"}"]
+
+
+@pytest.mark.parametrize("budget", [0, 3, 9])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_thought_is_free_within_its_budget_and_the_constraint_holds_after_it(budget, depth):
+    inner = grammar(SamplingParams(regex="(abc:1|123)é")).result()
+    wrapped = Future()
+    wrapped.set_result(Thinking(VOCABULARY, THINK_END, budget, inner))
+    drive = Drive(
+        depth=depth, constraints=Constraints(VOCABULARY, lambda _: wrapped), vocab_size=len(TOKENS), num_pages=40, context=96
+    )  # fmt: skip
+    for number in range(6):
+        drive.submit((encode(f"name {number}"), SamplingParams(max_tokens=24)))
+    drive.drain()
+    for record in drive.records.values():
+        end = record.tokens.index(THINK_END)
+        assert end <= budget and EOS not in record.tokens[:end]
+        assert record.ended[0].finish.type == "stop"
+        assert re.fullmatch("(abc:1|123)é", text_of(record.tokens[end + 1 :]))
 
 
 def test_an_end_of_sequence_comes_only_where_the_text_is_complete_even_with_ignore_eos():

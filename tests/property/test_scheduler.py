@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from radixlm.sched.audit import audit
 from radixlm.types import SamplingParams
-from tests.property.harness import Drive, expected
+from tests.property.harness import Drive, expected, expected_vectors
 
 tokens = st.integers(1, 6)  # few, so that prefixes coincide
 literals = st.lists(tokens, min_size=1, max_size=14)
@@ -53,6 +53,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(literal=literals)
     def submit_prompt_only(self, literal):
         self.drive.submit((literal, None))
+
+    @rule(literal=literals, pooling=st.sampled_from(["mean", "last"]), namespace=st.sampled_from(["", "", "b"]))
+    def submit_pooled(self, literal, pooling, namespace):
+        self.drive.submit((literal, None), pooling=pooling, namespace=namespace)
 
     @rule(which=st.integers(0, 40))
     def abort(self, which):
@@ -103,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             ended = record.ended[0]
             if ended.finish.type in ("stop", "length"):
                 assert record.tokens == sent
+                assert record.vectors == expected_vectors(record.request)
                 assert ended.finish == finish
                 assert ended.num_output == len(sent)
             else:

@@ -82,6 +82,12 @@ def test_an_event_has_the_time_of_its_last_byte() -> None:
     assert answer.events() == [(2.0, b"1"), (2.0, b"22"), (3.0, b"3")]
 
 
+def test_what_keeps_a_quiet_stream_alive_is_no_event() -> None:
+    answer = Answer(200, bytearray(b": wait\n\n\n\ndata: 1\n\n\ndata: 2\n\n: more\ndata: 3\n\ndata: [DONE]\n\n"))
+    answer.marks = [(1.0, len(answer.body))]
+    assert [data for _, data in answer.events()] == [b"1", b"2", b"3"]
+
+
 def test_a_closed_connection_fails_the_request_that_waits_on_it() -> None:
     async def run() -> None:
         connection = Connection()

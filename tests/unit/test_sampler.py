@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radixlm.ops.api import Ops
 from radixlm.runner.random import bits64, uniform
 from radixlm.runner.sampler import Rows, Sampler
 from radixlm.sched.plan import Opened
@@ -39,22 +40,24 @@ class Case:
         return len(self.tokens)
 
 
-def run(cases: list[Case], slots: list[int] | None = None) -> list[int]:
+def run(
+    cases: list[Case], slots: list[int] | None = None, device: torch.device = CPU, ops: Ops | None = None
+) -> list[int]:
     """The tokens that the sampler chooses for these rows in one call."""
     vocab = len(cases[0].logits)
     slots = slots or list(range(len(cases)))
-    sampler = Sampler(max(slots) + 1, vocab, CPU)
+    sampler = Sampler(max(slots) + 1, vocab, device, ops)
     for slot, case in zip(slots, cases):
         known = np.array(case.tokens, dtype=np.int32)
         sampler.open(Opened(slot, case.sampling, case.seed, known, case.num_prompt, EOS))
-    logits = torch.from_numpy(np.stack([case.logits for case in cases]))
-    chosen = sampler.sample(logits, rows_of(slots, [case.position for case in cases]), masks_of(cases))
+    logits = torch.from_numpy(np.stack([case.logits for case in cases])).to(device)
+    chosen = sampler.sample(logits, rows_of(slots, [case.position for case in cases], device), masks_of(cases))
     return chosen.tokens.tolist()
 
 
-def rows_of(slots: list[int], positions: list[int]) -> Rows:
+def rows_of(slots: list[int], positions: list[int], device: torch.device = CPU) -> Rows:
     index = np.array(slots, dtype=np.int32)
-    return Rows(index, np.array(positions, dtype=np.int32), torch.from_numpy(index))
+    return Rows(index, np.array(positions, dtype=np.int32), torch.from_numpy(index).to(device))
 
 
 def masks_of(cases: list[Case]) -> Masks | None:
@@ -116,7 +119,7 @@ def probabilities(case: Case, top_p: float) -> list[tuple[int, float]]:
             before += weights[order[kept]]
             kept += 1
         order = order[:kept]
-    order = [token for token in order if weights[token] >= p.min_p]
+    order = sorted(token for token in order if weights[token] >= p.min_p)
     total = sum(weights[token] for token in order)
     return [(token, weights[token] / total) for token in order]
 

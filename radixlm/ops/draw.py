@@ -1,4 +1,4 @@
-"""Choosing a token from logits. A row's token depends on its own logits, parameters and random number, on nothing else.
+"""Choosing tokens from logits in plain torch. A row's token depends on its own logits, parameters and random number alone.
 
 Weights exp((logit - best) / temperature) become whole numbers, and whole numbers add up to the same sum in any order. So
 cumulative sums, and with them the tokens, are the same bit for bit for any number of rows and threads. The token is found
@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from radixlm.runner.settings import Choice
+from radixlm.ops.api import Choice
+
+SLICE_ELEMENTS = 1 << 19
+"""Logits worked on at a time; the rows' results do not depend on it."""
 
 CANDIDATES = 256  # most cuts end among so few tokens that the vocabulary need not be sorted
 
@@ -28,6 +31,18 @@ def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = values.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
     ordered, order = torch.sort(values.gather(1, ids), dim=-1, descending=True, stable=True)
     return ordered, ids.gather(1, order)
+
+
+def choose(logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """See `radixlm.ops.api.Ops.choose`. Rows are worked on a few at a time, so that their temporaries stay in the cache."""
+    step = max(1, SLICE_ELEMENTS // logits.shape[1])
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for start in range(0, len(logits), step):
+        mine = slice(start, start + step)
+        some = choice.rows(mine)
+        weights = weigh(logits[mine], largest[mine], some.temperature)
+        tokens[mine] = draw_cut(weights, some) if choice.cut else draw(weights, some)
+    return tokens
 
 
 def weigh(logits: torch.Tensor, largest: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -83,7 +98,8 @@ def _draw_among(
     complete = last.squeeze(1) > ordered[:, -1]  # strictly: else a token left out may tie with one that was kept
     complete &= (choice.top_k <= ordered.shape[1]) | (choice.top_k == vocab)
     kept &= ordered >= choice.min_p.unsqueeze(1)
-    picked = _invert(whole * kept, choice.uniform)
+    ids, by_id = ids.sort(dim=-1)
+    picked = _invert((whole * kept).gather(1, by_id), choice.uniform)
     return ids.gather(1, picked.unsqueeze(1)).squeeze(1), complete
 
 

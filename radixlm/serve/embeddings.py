@@ -1,0 +1,94 @@
+"""POST /v1/embeddings: the vectors of texts, pooled over the served model's final hidden states, of length 1."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from radixlm.engine.output import Embedding
+from radixlm.engine.validate import MAX_BATCH, GenerateRequest
+from radixlm.errors import InvalidRequest
+from radixlm.serve import schema
+from radixlm.serve.convert import split_prompts
+from radixlm.serve.replies import EmbeddingList
+from radixlm.serve.routes import Row
+from radixlm.serve.sse import until_disconnect
+from radixlm.serve.surface import NAMES, Surface
+from radixlm.types import SamplingParams
+
+MAX_INPUTS = 2048
+_NAMES = {**NAMES, "prompt": "input"}
+
+
+class Embeddings(Surface):
+    """The route of embeddings."""
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        answer = EmbeddingList
+        return [Row("/v1/embeddings", self.create, "inference", ("POST",), schema.EmbeddingRequest, answer=answer)]
+
+    async def create(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        body, headers = await self.read(request, schema.EmbeddingRequest)
+        self.check_model(body.model)
+        found = await until_disconnect(self._embed(_requests(body)), request.receive)
+        data = [_item(body, index, embedding) for index, embedding in enumerate(found)]
+        prompt = sum(embedding.usage.prompt_tokens for embedding in found)
+        cached = sum(embedding.usage.cached_tokens for embedding in found)
+        details = {"cached_tokens": cached}
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt, "prompt_tokens_details": details}
+        answer = {"object": "list", "data": data, "model": self.model, "usage": usage}
+        return Response(msgspec.json.encode(answer), 200, headers, media_type="application/json")
+
+    async def _embed(self, requests: list[GenerateRequest]) -> list[Embedding]:
+        """All of them, as many at a time as one request may hold."""
+        size = min(MAX_BATCH, self.frontend.limits.max_open)
+        found: list[Embedding] = []
+        for start in range(0, len(requests), size):
+            prepared = await self.frontend.prepare(requests[start : start + size])
+            found += await self.frontend.embed(prepared)
+        return found
+
+
+def _requests(body: schema.EmbeddingRequest) -> list[GenerateRequest]:
+    if body.input is None:
+        raise InvalidRequest("input is absent; send a text, token ids, or a list of either", param="input")
+    prompts, _ = split_prompts(body.input, "input")
+    if len(prompts) > MAX_INPUTS:
+        raise InvalidRequest(f"input holds {len(prompts)} texts, the limit is {MAX_INPUTS}; split it", param="input")
+    return [
+        GenerateRequest(
+            prompt=prompt,
+            sampling=SamplingParams(max_tokens=0),
+            pooling=body.pooling or "mean",
+            namespace=body.cache_salt or "",
+            priority=body.priority or 0,
+            timeout_s=body.timeout,
+            label=body.rid or "",
+            names=_NAMES,
+        )
+        for prompt in prompts
+    ]
+
+
+def _item(body: schema.EmbeddingRequest, index: int, embedding: Embedding) -> dict[str, Any]:
+    vector = np.frombuffer(embedding.vector, dtype="<f4")
+    size = len(vector) if body.dimensions is None else body.dimensions
+    if not 1 <= size <= len(vector):
+        text = f"dimensions is {size}; this model's vectors have {len(vector)}, ask for 1 to as many"
+        raise InvalidRequest(text, param="dimensions")
+    vector = unit(vector[:size])
+    encoded = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
+    return {"object": "embedding", "index": index, "embedding": encoded}
+
+
+def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The vector with length 1; one of zeros stays."""
+    length = np.linalg.norm(vector.astype(np.float64))
+    return (vector / length if length else vector).astype("<f4")

@@ -1,0 +1,51 @@
+"""GET /v1/models: what OpenAI's clients ask of a server beside answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from radixlm.config import Config
+from radixlm.engine.frontend import Frontend
+from radixlm.serve.replies import ModelCard, ModelList
+from radixlm.serve.routes import Row
+from radixlm.serve.surface import Surface
+
+
+class Models(Surface):
+    """The routes of the model list."""
+
+    def __init__(self, frontend: Frontend, config: Config) -> None:
+        super().__init__(frontend, config)
+        self._created = int(time.time())
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        return [
+            Row("/v1/models", self.all, "inference", answer=ModelList),
+            Row("/v1/models/{id:path}", self.one, "inference", answer=ModelCard),
+        ]
+
+    async def all(self, request: Request) -> Response:
+        """GET /v1/models."""
+        del request
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def one(self, request: Request) -> Response:
+        """GET /v1/models/{id}; the id may hold slashes."""
+        self.check_model(request.path_params["id"])
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "radixlm",
+            "root": self.config.model,
+            "parent": None,
+            "max_model_len": self.frontend.engine.info.context_length,
+        }

@@ -1,0 +1,104 @@
+"""What the routes of OpenAI's dialect share: how bodies are read, which model is served, how answers go out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from radixlm.config import Config
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.validate import Chat, GenerateRequest
+from radixlm.serve import schema
+from radixlm.serve.answer import Answer
+from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.convert import present, shared_fields
+from radixlm.serve.routes import EVENTS, Endpoint, Row
+from radixlm.serve.served import check_model, served_name
+from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.types import SamplingParams
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+UNSUPPORTED = (
+    "regex",
+    "ebnf",
+    "json_schema",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+) + ("guided_grammar", "lora_path", "session_params", "custom_logit_processor")
+NAMES = {
+    "include_stop": "no_stop_trim",
+    "namespace": "cache_salt",
+    "label": "rid",
+    "timeout_s": "timeout",
+    "logprobs": "top_logprobs",
+}
+"""Our field names to the client's, for error messages."""
+
+
+class Surface:
+    """The frontend and the options behind the routes."""
+
+    def __init__(self, frontend: Frontend, config: Config) -> None:
+        self.frontend = frontend
+        self.config = config
+
+    @property
+    def model(self) -> str:
+        """The name under which the model is served."""
+        return served_name(self.config)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises UnknownModel for a name that is not the model's."""
+        if name is not None:
+            check_model(name, self.config)
+
+    async def read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
+        """The body, and the headers that say what of it was ignored. A model it names is for `check_model`."""
+        raw = await read_body(request, self.config.max_body)
+        body = decode(raw, kind)
+        unknown = unknown_fields(raw, kind)
+        if self.config.strict_params:
+            refuse_unknown(unknown, kind)
+        return body, ignored_header(unknown)
+
+    async def respond(self, request: Request, answer: Answer, headers: dict[str, str]) -> Response:
+        """The answer, whole or as a stream."""
+        if answer.streams:
+            return EventStream(answer.events(), headers)
+        whole = await until_disconnect(answer.whole(), request.receive)
+        return Response(whole, 200, headers, media_type="application/json")
+
+
+def generating(path: str, endpoint: Endpoint, body: type[msgspec.Struct], answer: type[msgspec.Struct]) -> Row:
+    """A route that generates, whole or as a stream."""
+    return Row(path, endpoint, "inference", ("POST",), body, None, answer, EVENTS)
+
+
+def make_request(
+    body: schema.OpenAI,
+    prompt: str | list[int] | Chat,
+    fields: Iterable[tuple[str, Any]] | dict[str, Any],
+    names: dict[str, str],
+    *,
+    max_tokens_is_default: bool = False,
+) -> GenerateRequest:
+    """One prompt of a body as a request; `fields` are those of SamplingParams that the route found itself."""
+    sampling: dict[str, Any] = {**shared_fields(body), **dict(fields)}
+    sampling |= present(min_tokens=body.min_tokens, seed=body.seed, include_stop=body.no_stop_trim)
+    return GenerateRequest(
+        prompt=prompt,
+        sampling=SamplingParams(**sampling),
+        max_tokens_is_default=max_tokens_is_default,
+        namespace=body.cache_salt or body.extra_key or "",
+        priority=body.priority or 0,
+        timeout_s=body.timeout,
+        label=body.rid or "",
+        names=names,
+    )
