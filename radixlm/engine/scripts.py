@@ -52,7 +52,8 @@ class ScriptOutput:
                 found.append(Delta(index=self._index, part=self._part))
         for ended in frame.ended:
             self._finish(found[-1], ended)
-        return found if len(found) == 1 or found[-1].finish is not None else found[:-1]
+        last = found[-1]
+        return found if len(found) == 1 or last.finish or last.text or last.tokens or last.num_dropped else found[:-1]
 
     def _start(self, kept: int) -> None:
         self._part += 1

@@ -129,7 +129,7 @@ class _Answer:
 
     def add(self, delta: Delta) -> None:  # hot
         self.text += delta.text
-        self.num_tokens += len(delta.tokens)
+        self.num_tokens += len(delta.tokens) - delta.num_dropped
         self.logprobs += delta.logprobs
         if delta.finish is not None:
             self.finish, self.kept = delta.finish, delta.kept

@@ -45,6 +45,9 @@ from radixlm.lang.tracer import Placeholder, line_of_program, node_of
 from radixlm.lang.types import Kind, read
 
 
+_flying: set[Future[None]] = set()
+
+
 @dataclass(frozen=True)
 class Generated:
     """A variable whose value the model makes, under the name it has on its branch."""
@@ -286,6 +289,8 @@ class Run:
     def follow(self, future: Future[None], branches: list[int] | None = None) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""
         self._futures.append(future)
+        _flying.add(future)  # event loops hold tasks weakly; a flight goes on though its state is dropped
+        future.add_done_callback(_flying.discard)
         for track in self.tracks:
             if branches is None or track.id in branches:
                 track.flight = future

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
+from dataclasses import dataclass
+from typing import Literal
 
+import pydantic
 import pytest
 
 import radixlm as sgl
 from radixlm import LLM, SamplingParams
 from radixlm.config import Config
 from radixlm.lang.backends.local import LocalBackend
+from radixlm.lang.ir import REGEX_STR
 from radixlm.serve.run import serve
 
 pytestmark = pytest.mark.weights
@@ -338,6 +344,100 @@ def test_min_tokens_and_seeds_and_several_answers(local):
     assert len(set(state["many"])) > 1
     again = program.run(backend=local, temperature=0)
     assert again["many"] == state["many"]
+
+
+@sgl.function
+def decode_int(s):
+    s += "The number of hours in a day is " + sgl.gen_int("hours", 2) + "\n"
+    s += "The number of days in a week is " + sgl.gen_int("days", 1) + "\n"
+
+
+def test_integers(ours):
+    state = decode_int.run(temperature=0, backend=ours)
+    assert (int(state["hours"]), int(state["days"])) == (24, 7), state.text()
+
+
+@sgl.function
+def decode_json(s):
+    s += "Generate a JSON object to describe the basic city information of Paris.\n"
+    with s.var_scope("json_output"):
+        s += "{\n"
+        s += '  "name": ' + sgl.gen_string() + ",\n"
+        s += '  "population": ' + sgl.gen_int() + ",\n"
+        s += '  "area": ' + sgl.gen(dtype=int) + ",\n"
+        s += '  "country": ' + sgl.gen(regex=REGEX_STR) + "\n"
+        s += "}"
+
+
+def test_json_by_parts(ours):
+    state = decode_json.run(max_new_tokens=24, temperature=0, backend=ours)
+    city = json.loads(state["json_output"])
+    assert isinstance(city["name"], str) and isinstance(city["population"], int)
+
+
+@sgl.function
+def dtype_gen(s):
+    s += "Q: What is the full name of DNS?\nA: The full name is " + sgl.gen("str_res", dtype=str, stop="\n") + "\n"
+    s += "Q: Which year was DNS invented?\nA: " + sgl.gen("int_res", dtype=int) + "\n"
+    s += "Q: What is the value of pi?\nA: " + sgl.gen("float_res", dtype=float) + "\n"
+    s += "Q: Is the sky blue?\nA: " + sgl.gen("bool_res", dtype=bool) + "\n"
+
+
+def test_dtypes_give_what_can_be_cast(ours):
+    state = dtype_gen.run(max_new_tokens=12, temperature=0, backend=ours)
+    assert isinstance(int(state["int_res"]), int) and isinstance(float(state["float_res"]), float)
+    assert state["bool_res"] in ("True", "False") and state["str_res"].startswith('"')
+
+
+def test_a_regex_holds(ours):
+    pattern = r"((25[0-5]|2[0-4]\d|[01]?\d\d?)\.){3}(25[0-5]|2[0-4]\d|[01]?\d\d?)"
+
+    @sgl.function
+    def regex_gen(s):
+        s += "Q: What is the IP address of the Google DNS servers?\nA: " + sgl.gen(
+            "answer", temperature=0, regex=pattern
+        )
+
+    assert re.fullmatch(pattern, regex_gen.run(backend=ours)["answer"])
+    assert re.fullmatch("[0-9]+", sgl.generate("2 + 2 =", regex=" [0-9]{1,3}", temperature=0, backend=ours).strip())
+
+
+@dataclass
+class Person:
+    name: str
+    age: int
+
+
+class Pet(pydantic.BaseModel):
+    kind: Literal["cat", "dog"]
+    legs: int
+
+
+@pytest.mark.parametrize("peek", [False, True])
+def test_types_give_values(ours, peek):
+    @sgl.function
+    def typed(s):
+        s += "Days in a week: " + sgl.gen("days", type=int, max_tokens=8)
+        if peek:
+            assert s["days"] + 1 > 0
+        s += "\nA person: " + sgl.gen("person", type=Person, max_tokens=48)
+        s += "\nA pet: " + sgl.gen("pet", type=Pet, max_tokens=32)
+        s += "\nColour of the sky: " + sgl.gen("colour", type=Literal["blue", "green"], max_tokens=8)
+        s += "\nWater is wet: " + sgl.gen("wet", type=bool) + ", by " + sgl.gen("share", type=float, max_tokens=6)
+
+    state = typed.run(temperature=0, backend=ours)
+    assert isinstance(state["days"], int) and isinstance(state["person"], Person) and isinstance(state["pet"], Pet)
+    assert state["colour"] in ("blue", "green") and isinstance(state["wet"], bool) and isinstance(state["share"], float)
+    assert f"Days in a week: {state['days']}\n" in state.text()
+
+
+def test_a_value_that_was_cut_off_says_so(local):
+    @sgl.function
+    def typed(s):
+        s += "A person: " + sgl.gen("person", type=Person, max_tokens=3)
+
+    with pytest.raises(sgl.ProgramError, match="no Person"):
+        _ = typed.run(temperature=0, backend=local)["person"]
 
 
 def test_what_a_backend_cannot_do_is_named(url):

@@ -144,7 +144,8 @@ class EngineModel:
         prepared = await frontend.prepare([request])
         async with self._enter(sampling.n), aclosing(frontend.stream(prepared)) as deltas:
             async for delta in deltas:
-                tokens[delta.index] += delta.tokens
+                so_far = tokens[delta.index]
+                so_far[len(so_far) - delta.num_dropped :] = delta.tokens
                 if not then and delta.finish is not None:
                     delta.kept = kept_tokens(tokens[delta.index], sampling, delta.finish, frontend.tokenizer)
                 yield delta
