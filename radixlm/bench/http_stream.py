@@ -17,9 +17,9 @@ class Answer:
     """A response. `marks` are (seconds by `time.perf_counter`, body bytes by then), one per arrival of body bytes."""
 
     status: int = 0
-    head: bytes = b""  # in lower case
     body: bytearray = field(default_factory=bytearray)
     marks: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    head: bytes = b""  # in lower case
 
     def events(self) -> list[tuple[float, bytes]]:
         """Server-sent events as (time of their last byte, data), in order, without the closing [DONE]."""
