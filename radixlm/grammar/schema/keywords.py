@@ -47,6 +47,7 @@ from radixlm.grammar.schema.shapes import (
 )
 from radixlm.grammar.schema.unevaluated import unevaluated
 
+MAX_OVERLAPS = 8
 MAX_WORDS = 20_000
 MAX_LENGTH = 20_000
 
@@ -225,7 +226,9 @@ def _properties(schema: Schema, sub: Sub, keyword: str) -> Shape:
         for regex in _map(sub, "patternProperties")
     ]
     additional = schema.child(sub, "additionalProperties") if "additionalProperties" in sub.value else ANYTHING
-    required = _list(sub, "required") if isinstance(sub.value.get("required"), list) else []
+    required = (
+        [] if isinstance(sub.value.get("required", True), bool) else _list(sub, "required")
+    )  # draft 3 had booleans
     named: list[Property] = []
     for name in dict.fromkeys((*_map(sub, "properties"), *map(str, required))):
         values = [value for language, value in patterns if matches(language, name)]
@@ -245,8 +248,8 @@ def _other_keys(patterns: list[tuple[Language, Expression]], additional: Express
             for met, more in ((both(each, language), True), (both(each, negate(language)), False))
             if not is_empty(met, of_numbers=False)
         ]
-        if len(parts) > 64:
-            raise Unsupported("patternProperties overlap in more than 64 ways")
+        if len(parts) > MAX_OVERLAPS:
+            raise Unsupported(f"patternProperties overlap in more than {MAX_OVERLAPS} ways")
     keys = [Keys(language, all_of(values) if values else additional) for language, values in parts]
     return tuple(each for each in keys if each.value != NEVER)
 

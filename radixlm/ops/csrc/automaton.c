@@ -315,19 +315,26 @@ static inline int32_t step(struct automaton *a, int32_t state, uint8_t byte) {
     return to == UNKNOWN ? compute_step(a, state, class) : to;
 }
 
-/* live: the end of what called it can be reached, so that no walk strays into a place without a way out. */
-static void find_live(struct automaton *a) {
+static int leads_on(const struct automaton *a, int32_t s) {
     const struct program *p = &a->p;
-    for (int changed = 1; changed;) {
+    int live = p->is_end[s];
+    for (int32_t r = p->range_offset[s]; !live && r < p->range_offset[s + 1]; r++)
+        live = a->live[p->target[r]];
+    for (int32_t m = p->move_offset[s]; !live && m < p->move_offset[s + 1]; m++)
+        live = a->live[p->move_to[m]] && (p->move_back[m] < 0 || a->live[p->move_back[m]]);
+    return live;
+}
+
+/* live: the end of the piece can be reached, so that no walk strays into a place without a way out. Chains of states lie
+ * in either order: passes go up and down in turn. */
+static void find_live(struct automaton *a) {
+    int32_t n = a->p.num_states;
+    for (int changed = 1, up = 0; changed; up = !up) {
         changed = 0;
-        for (int32_t s = p->num_states; s-- > 0;) {
-            int live = p->is_end[s];
-            for (int32_t r = p->range_offset[s]; !live && r < p->range_offset[s + 1]; r++)
-                live = a->live[p->target[r]];
-            for (int32_t m = p->move_offset[s]; !live && m < p->move_offset[s + 1]; m++)
-                live = a->live[p->move_to[m]] && (p->move_back[m] < 0 || a->live[p->move_back[m]]);
-            changed |= live != a->live[s];
-            a->live[s] = (uint8_t)live;
+        for (int32_t i = 0; i < n; i++) {
+            int32_t s = up ? i : n - 1 - i;
+            if (!a->live[s] && leads_on(a, s))
+                a->live[s] = 1, changed = 1;
         }
     }
 }
