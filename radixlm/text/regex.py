@@ -1,20 +1,55 @@
 """Stop regexes in linear time: a nondeterministic automaton walked one character at a time, all alternatives at once.
 
 The work per character is bounded by the number of states, and that is limited over all patterns of a request, so no
-pattern can hang the engine. (Thompson, "Regular expression search algorithm", 1968.)
+pattern can hang the engine. (Thompson, "Regular expression search algorithm", 1968.) The syntax is that of constraints,
+Python's `re`, less anchors: what they mean depends on text outside of the match.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
 from radixlm.errors import InvalidRequest
-from radixlm.text.regex_syntax import NOTHING, Atom, CharSet, Choice, Node, Repeat, parse_regex
+from radixlm.grammar.automaton.charset import CharSet
+from radixlm.grammar.automaton.regex import Anchor, Atom, Choice, Node, Repeat, parse_regex
 
+MAX_PATTERN_BYTES = 256
+MAX_NESTING = 32
 MAX_PATTERNS = 32
 MAX_STATES = 1_000  # over all patterns of a request; at the limit a token costs the engine up to 2 ms
 MAX_MATCH_CHARS = 1_024  # a longer stretch of text does not count as a match: it would have to be held back as long
+
+
+class Chars:
+    """A set of characters, made for asking about one."""
+
+    def __init__(self, ranges: CharSet) -> None:
+        self._ascii = frozenset(chr(code) for low, high in ranges for code in range(low, min(high, 127) + 1))
+        self._lows = [low for low, _ in ranges]
+        self._highs = [high for _, high in ranges]
+
+    def __contains__(self, char: str) -> bool:
+        if char < "\x80":
+            return char in self._ascii
+        at = bisect_right(self._lows, ord(char)) - 1
+        return at >= 0 and ord(char) <= self._highs[at]
+
+
+_chars = lru_cache(maxsize=1024)(Chars)
+NOTHING = Chars(())
+
+
+def _parsed(pattern: str) -> Node:
+    """The tree of a pattern. Raises InvalidRequest naming what is wrong with it, and the limit."""
+    size = len(pattern.encode(errors="surrogatepass"))
+    if size > MAX_PATTERN_BYTES:
+        raise InvalidRequest(f"a stop_regex has {size} bytes; the limit is {MAX_PATTERN_BYTES}", param="stop_regex")
+    try:
+        return parse_regex(pattern, max_nesting=MAX_NESTING)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"stop_{error.message}", param="stop_regex") from error
 
 
 class Automaton:
@@ -25,14 +60,14 @@ class Automaton:
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        nodes = [parse_regex(pattern) for pattern in patterns]
+        nodes = [_parsed(pattern) for pattern in patterns]
         total = sum(node.num_states + 1 for node in nodes)
         if total > MAX_STATES:
             raise InvalidRequest(
                 f"the stop_regex patterns unfold to {total} states; the limit is {MAX_STATES}: repeat less in {{m,n}}",
                 param="stop_regex",
             )
-        self.accepts: list[CharSet] = []
+        self.accepts: list[Chars] = []
         self.nexts: list[tuple[int, ...]] = []
         self.pattern: dict[int, str] = {}
         entries: list[int] = []
@@ -47,7 +82,7 @@ class Automaton:
                 f"stop_regex {empty[1]!r} matches the empty text and would stop at once", param="stop_regex"
             )
 
-    def _add(self, accepts: CharSet, *nexts: int) -> int:
+    def _add(self, accepts: Chars, *nexts: int) -> int:
         self.accepts.append(accepts)
         self.nexts.append(nexts)
         return len(self.nexts) - 1
@@ -55,7 +90,9 @@ class Automaton:
     def _build(self, node: Node, after: int) -> int:
         """Adds the states of a node that goes on to `after`; returns its entry."""
         if isinstance(node, Atom):
-            return self._add(node.accepts, after)
+            return self._add(_chars(node.chars), after)
+        if isinstance(node, Anchor):
+            raise InvalidRequest("a stop_regex has an anchor, which would look beyond the match", param="stop_regex")
         if isinstance(node, Choice):
             return self._add(NOTHING, *[self._build(item, after) for item in node.items])
         if isinstance(node, Repeat):

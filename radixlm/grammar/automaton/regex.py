@@ -113,11 +113,12 @@ def _category(name: str) -> CharSet:
 class _Parser:
     """Recursive descent."""
 
-    def __init__(self, pattern: str, dialect: Dialect) -> None:
+    def __init__(self, pattern: str, dialect: Dialect, max_nesting: int) -> None:
         self._pattern = pattern
         self._dialect: Dialect = dialect
         self._at = 0
         self._nesting = 0
+        self._max_nesting = max_nesting
         self._flags = _Flags()
 
     def parse(self) -> Node:
@@ -204,8 +205,8 @@ class _Parser:
                 raise self.refused("flags that are not at the start", start)
             return Concat((), 1)
         self._nesting += 1
-        if self._nesting > MAX_NESTING:
-            raise self.refused(f"groups nested deeper than {MAX_NESTING}")
+        if self._nesting > self._max_nesting:
+            raise self.refused(f"groups nested deeper than {self._max_nesting}")
         inner = self._choice()
         if not self._starts(")"):
             raise self.refused("a group that is not closed", start)
@@ -310,9 +311,9 @@ def _bounds(quantifier: str) -> tuple[int, int | None]:
     return int(low or 0), int(high) if high else None if comma else int(low)
 
 
-def parse_regex(pattern: str, dialect: Dialect = "python") -> Node:
+def parse_regex(pattern: str, dialect: Dialect = "python", max_nesting: int = MAX_NESTING) -> Node:
     """The tree of a pattern. Raises InvalidRequest naming what is wrong with it and where, or the limit."""
     size = len(pattern.encode(errors="surrogatepass"))
     if size > MAX_PATTERN_BYTES:
         raise InvalidRequest(f"a regex has {size} bytes; the limit is {MAX_PATTERN_BYTES}", param="regex")
-    return _Parser(pattern, dialect).parse()
+    return _Parser(pattern, dialect, max_nesting).parse()
