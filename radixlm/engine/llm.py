@@ -24,7 +24,7 @@ from radixlm.engine.create import create_core
 from radixlm.engine.frontend import DEFAULT_TTL_S, Frontend, Prepared
 from radixlm.engine.local import LocalEngine
 from radixlm.engine.output import Delta
-from radixlm.engine.prefixes import Report, report
+from radixlm.engine.prefixes import Report, Views, report
 from radixlm.engine.reading import Reading, load_reading
 from radixlm.engine.results import RequestOutput, output_of
 from radixlm.engine.typed import kind_of, partials, read
@@ -195,7 +195,7 @@ class LLM:
 
     def cache(self, most: int = 32) -> Report:
         """What the prefix cache holds: totals, hit rates over windows, and the prefixes that saved most tokens."""
-        return self._wait(report(self.frontend, most))
+        return self._wait(report(self.frontend, Views(self.frontend.engine), most))
 
     def close(self) -> None:
         """Ends open requests, the engine and its threads. Later calls raise NotReady."""

@@ -5,8 +5,12 @@ Texts here are shortened decodings of the tokens on an edge of the tree.
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import msgspec
 
+from radixlm.engine.api import Engine
 from radixlm.engine.caller import current_caller
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import GenerateRequest
@@ -16,6 +20,7 @@ from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import TOKEN_BYTES, from_bytes
 
 MOST_NODES = 256
+PAUSE_S = 0.05  # between two looks
 _TEXT_CHARS = 80
 
 
@@ -65,17 +70,42 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     pins: tuple[Pin, ...]
 
 
-async def report(frontend: Frontend, most: int = 32) -> Report:
+class Views:
+    """Looks at the cache. A look costs the engine 2 ms, so there are at most 20 a second: who comes meanwhile shares the next."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = asyncio.Lock()
+        self._next_at = 0.0
+        self._coming: dict[str, asyncio.Task[tuple[CacheView, dict[str, Any]]]] = {}  # that have not begun
+
+    async def look(self, among: str) -> tuple[CacheView, dict[str, Any]]:
+        """What is in the namespaces that begin with `among`, and the engine's statistics, no older than this call."""
+        look = self._coming.get(among)
+        if look is None:
+            look = self._coming[among] = asyncio.ensure_future(self._look(among))
+        return await asyncio.shield(look)
+
+    async def _look(self, among: str) -> tuple[CacheView, dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._next_at - loop.time()))
+            self._next_at = loop.time() + PAUSE_S
+            del self._coming[among]
+            view = msgspec.convert(await self._engine.control(ShowCache(MOST_NODES, among)), CacheView)
+            return view, await self._engine.control("stats")
+
+
+async def report(frontend: Frontend, views: Views, most: int = 32) -> Report:
     """Totals, hit rates and the prefixes that saved most tokens.
 
-    Callers with a cache of their own see what is theirs; texts are shown to them and to operators.
+    Callers with a cache of their own see what of the tree is theirs; texts are shown to them and to operators.
     """
     if not 0 <= most <= MOST_NODES:
         raise InvalidRequest(f"top is {most}; it must be at least 0 and at most {MOST_NODES}", param="top")
-    engine, caller = frontend.engine, current_caller()
-    view = msgspec.convert(await engine.control(ShowCache(most, caller.namespace(""))), CacheView)
+    caller, size = current_caller(), frontend.engine.info.page_size
+    view, stats = await views.look(caller.namespace(""))
     shows_text = caller.isolated or "admin" in caller.scopes
-    stats, size = await engine.control("stats"), engine.info.page_size
     names = ("total_pages", "free_pages", "idle_pages", "used_pages", "evicted_pages")
     total, free, idle, used, evicted = (int(stats.get(name, 0)) * size for name in names)
     return Report(
@@ -90,7 +120,9 @@ async def report(frontend: Frontend, most: int = 32) -> Report:
         complete=view.complete,
         hit_rates=tuple(map(_rate, view.windows)),
         namespaces=view.namespaces,
-        prefixes=tuple(_prefix(node, _text(node, frontend.tokenizer) if shows_text else None) for node in view.nodes),
+        prefixes=tuple(
+            _prefix(node, _text(node, frontend.tokenizer) if shows_text else None) for node in view.nodes[:most]
+        ),
         pins=view.pins,
     )
 

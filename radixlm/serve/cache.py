@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import DEFAULT_TTL_S, Frontend
-from radixlm.engine.prefixes import Report, match, report
+from radixlm.engine.prefixes import Report, Views, match, report
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.messages import Missed, Pin, Unpinned
@@ -75,6 +75,7 @@ class Cache:
     def __init__(self, frontend: Frontend, config: Config) -> None:
         self._frontend = frontend
         self._config = config
+        self._views = Views(frontend.engine)
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
@@ -92,7 +93,7 @@ class Cache:
             query = msgspec.convert(dict(request.query_params), CacheQuery, strict=False)
         except msgspec.ValidationError as error:
             raise InvalidRequest(f"top: {error}", param="top") from None
-        return _json(await report(self._frontend, query.top))
+        return _json(await report(self._frontend, self._views, query.top))
 
     async def match(self, request: Request) -> Response:
         """POST /v1/cache/match: how much of a prompt is cached, without running it."""

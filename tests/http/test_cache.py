@@ -11,6 +11,8 @@ from radixlm.config import Config
 from radixlm.engine.core import Core
 from radixlm.engine.fake_runner import FakeRunner, fake_info
 from radixlm.engine.local import LocalEngine
+from radixlm.errors import NotReady
+from radixlm.messages import ShowCache
 from radixlm.serve.keys import hash_of
 from tests.http.harness import Server
 
@@ -182,3 +184,39 @@ def test_a_key_that_many_may_share_sees_the_tree_without_its_texts():
     prefixes = with_cache(test, api_key="only-one-key")
     assert prefixes
     assert {prefix["text"] for prefix in prefixes} == {None}
+
+
+def test_however_many_ask_the_engine_is_looked_at_rarely():
+    async def test(server: Server):
+        looks, control = [], server.engine.control
+
+        async def counted(command):
+            looks.append(command)
+            return await control(command)
+
+        server.engine.control = counted
+        await ask(server, "Name a bay.")
+        answers = await asyncio.gather(*(report(server, params={"top": top % 9}) for top in range(100)))
+        assert [len(answer["prefixes"]) for answer in answers[:2]] == [0, 1]
+        looked = [command for command in looks if isinstance(command, ShowCache)]
+        assert len(looked) <= 2
+        await ask(server, "Name a bay.")
+        again = await report(server)
+        assert again["hit_rates"][-1]["prompt_tokens"] == 2 * answers[0]["hit_rates"][-1]["prompt_tokens"]
+
+    with_cache(test)
+
+
+def test_a_look_that_fails_is_not_kept():
+    async def test(server: Server):
+        control = server.engine.control
+
+        async def broken(command):
+            raise NotReady("restarting")
+
+        server.engine.control = broken
+        assert (await server.client.get("/v1/cache")).status_code == 503
+        server.engine.control = control
+        assert (await server.client.get("/v1/cache")).status_code == 200
+
+    with_cache(test)
