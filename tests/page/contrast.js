@@ -10,11 +10,14 @@
     }
     return [255, 255, 255];
   };
-  const seen = (node) => node.offsetParent && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+  const seen = (node) =>
+    node.offsetParent && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
   const ratio = (node) => {
     const [more, less] = [light(rgb(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
     return (more + 0.05) / (less + 0.05);
   };
-  const all = [...document.querySelectorAll("body *")].filter(seen).map((node) => [`${node.className} ${node.textContent.slice(0, 30)}`, ratio(node)]);
+  const all = [...document.querySelectorAll("body *")]
+    .filter(seen)
+    .map((node) => [`${node.className} ${node.textContent.slice(0, 30)}`, ratio(node)]);
   return all.filter(([, value]) => value < 4.5);
-}
+};

@@ -5,7 +5,9 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 const source = readFileSync(new URL("../../radixlm/serve/page/markdown.js", import.meta.url));
-const { inline, LiveMarkdown, parse, render, safeUrl } = await import(`data:text/javascript;base64,${source.toString("base64")}`);
+const { inline, LiveMarkdown, parse, render, safeUrl } = await import(
+  `data:text/javascript;base64,${source.toString("base64")}`
+);
 
 // As much of a document as rendering needs; every element that is made is written down.
 const made = [];
@@ -16,22 +18,41 @@ class Element {
     this.childNodes = [];
     made.push(this);
   }
-  setAttribute(name, value) { this.attributes[name] = String(value); }
-  append(...children) { for (const child of children) { this.childNodes.push(child); if (child instanceof Element) child.parent = this; } }
-  get lastChild() { return this.childNodes.at(-1); }
-  remove() { this.parent.childNodes.splice(this.parent.childNodes.indexOf(this), 1); }
-  get textContent() { return this.childNodes.map((child) => child.textContent ?? String(child)).join(""); }
+  setAttribute(name, value) {
+    this.attributes[name] = String(value);
+  }
+  append(...children) {
+    for (const child of children) {
+      this.childNodes.push(child);
+      if (child instanceof Element) child.parent = this;
+    }
+  }
+  get lastChild() {
+    return this.childNodes.at(-1);
+  }
+  remove() {
+    this.parent.childNodes.splice(this.parent.childNodes.indexOf(this), 1);
+  }
+  get textContent() {
+    return this.childNodes.map((child) => child.textContent ?? String(child)).join("");
+  }
 }
 globalThis.document = { createElement: (tag) => new Element(tag), createTextNode: (text) => ({ textContent: text }) };
 
-const html = (node) => node instanceof Element
-  ? `<${node.tag}${Object.entries(node.attributes).map(([name, value]) => ` ${name}=${JSON.stringify(value)}`).join("")}>${node.childNodes.map(html).join("")}</${node.tag}>`
-  : String(node.textContent ?? node);
+const html = (node) =>
+  node instanceof Element
+    ? `<${node.tag}${Object.entries(node.attributes)
+        .map(([name, value]) => ` ${name}=${JSON.stringify(value)}`)
+        .join("")}>${node.childNodes.map(html).join("")}</${node.tag}>`
+    : String(node.textContent ?? node);
 const show = (text) => render(parse(text)).map(html).join("");
 
 const PAIRS = [
   ["plain\ntwo", "<p>plain<br></br>two</p>"],
-  ["# One\n\ntwo **bold *both* x** `a*b*`", "<h3>One</h3><p>two <strong>bold <em>both</em> x</strong> <code>a*b*</code></p>"],
+  [
+    "# One\n\ntwo **bold *both* x** `a*b*`",
+    "<h3>One</h3><p>two <strong>bold <em>both</em> x</strong> <code>a*b*</code></p>",
+  ],
   ["## Closed ##", "<h4>Closed</h4>"],
   ["snake_case_name and _this_ and 2 * 3 * 4", "<p>snake_case_name and <em>this</em> and 2 * 3 * 4</p>"],
   ["~~gone~~ \\*kept\\*", "<p><del>gone</del> *kept*</p>"],
@@ -41,32 +62,86 @@ const PAIRS = [
   ["> quoted\n> more\n\nafter", "<blockquote><p>quoted<br></br>more</p></blockquote><p>after</p>"],
   ["```py\nx = '<b>'\n```\nafter", '<pre data-language="py" tabindex="0"><code>x = \'<b>\'</code></pre><p>after</p>'],
   ["```\nnot closed", '<pre data-language="" tabindex="0"><code>not closed</code></pre>'],
-  ["| a | b |\n|---|--:|\n| 1 | 2 |", '<div class="table" tabindex="0"><table><thead><tr><th class="left">a</th><th class="right">b</th></tr></thead><tbody><tr><td class="left">1</td><td class="right">2</td></tr></tbody></table></div>'],
+  [
+    "| a | b |\n|---|--:|\n| 1 | 2 |",
+    '<div class="table" tabindex="0"><table><thead><tr><th class="left">a</th><th class="right">b</th></tr></thead><tbody><tr><td class="left">1</td><td class="right">2</td></tr></tbody></table></div>',
+  ],
   ["---", "<hr></hr>"],
   ["**open and `open", "<p>**open and `open</p>"],
 ];
-for (const [text, expected] of PAIRS) test(`markdown of ${JSON.stringify(text)}`, () => assert.equal(show(text), expected));
+for (const [text, expected] of PAIRS)
+  test(`markdown of ${JSON.stringify(text)}`, () => assert.equal(show(text), expected));
 
 test("links lead to the web or to mail, open apart, and tell nobody where from", () => {
-  const link = (href, label) => `<p><a href="${href}" target="_blank" rel="noopener noreferrer nofollow">${label}</a></p>`;
+  const link = (href, label) =>
+    `<p><a href="${href}" target="_blank" rel="noopener noreferrer nofollow">${label}</a></p>`;
   assert.equal(show("[x](https://a.example/b)"), link("https://a.example/b", "x"));
-  assert.equal(show("https://a.example/b."), link("https://a.example/b", "https://a.example/b").replace("</p>", ".</p>"));
+  assert.equal(
+    show("https://a.example/b."),
+    link("https://a.example/b", "https://a.example/b").replace("</p>", ".</p>"),
+  );
   assert.equal(show("![pic](https://a.example/i.png)"), link("https://a.example/i.png", "image: pic"));
 });
 
 const HOSTILE = [
-  "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>", "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))",
-  "[x](java\tscript:alert(1))", "[x](data:text/html,<script>alert(1)</script>)", "[x](vbscript:x)", "[x](//evil.example)", "[x](file:///etc/passwd)",
-  "![x](javascript:alert(1))", "<a href='javascript:alert(1)'>x</a>", "[x](https://a.example/\" onclick=\"alert(1))", "```html\n<script>alert(1)</script>\n```",
-  "`<script>`", "| <b>a</b> | b |\n|--|--|\n| <img src=x onerror=alert(1)> | x |", "# <iframe src=//evil.example>", "> <object data=x>", "- <style>*{}</style>",
-  "```\" onmouseover=alert(1)\nx\n```", "[<img src=x onerror=alert(1)>](https://a.example)", "<https://a.example/<script>>", "&lt;script&gt;", "[x]( javascript:alert(1))",
+  "<script>alert(1)</script>",
+  "<img src=x onerror=alert(1)>",
+  "<svg/onload=alert(1)>",
+  "[x](javascript:alert(1))",
+  "[x](JaVaScRiPt:alert(1))",
+  "[x](java\tscript:alert(1))",
+  "[x](data:text/html,<script>alert(1)</script>)",
+  "[x](vbscript:x)",
+  "[x](//evil.example)",
+  "[x](file:///etc/passwd)",
+  "![x](javascript:alert(1))",
+  "<a href='javascript:alert(1)'>x</a>",
+  '[x](https://a.example/" onclick="alert(1))',
+  "```html\n<script>alert(1)</script>\n```",
+  "`<script>`",
+  "| <b>a</b> | b |\n|--|--|\n| <img src=x onerror=alert(1)> | x |",
+  "# <iframe src=//evil.example>",
+  "> <object data=x>",
+  "- <style>*{}</style>",
+  '```" onmouseover=alert(1)\nx\n```',
+  "[<img src=x onerror=alert(1)>](https://a.example)",
+  "<https://a.example/<script>>",
+  "&lt;script&gt;",
+  "[x]( javascript:alert(1))",
 ];
-const TAGS = new Set(["p", "br", "h3", "h4", "h5", "h6", "hr", "blockquote", "pre", "code", "ul", "ol", "li", "div", "table", "thead", "tbody", "tr", "th", "td", "strong", "em", "del", "a"]);
+const TAGS = new Set([
+  "p",
+  "br",
+  "h3",
+  "h4",
+  "h5",
+  "h6",
+  "hr",
+  "blockquote",
+  "pre",
+  "code",
+  "ul",
+  "ol",
+  "li",
+  "div",
+  "table",
+  "thead",
+  "tbody",
+  "tr",
+  "th",
+  "td",
+  "strong",
+  "em",
+  "del",
+  "a",
+]);
 const ATTRIBUTES = new Set(["href", "target", "rel", "class", "tabindex", "start", "data-language"]);
 
 test("nothing a text says becomes an element or attribute of its choice", () => {
   made.length = 0;
-  for (const text of HOSTILE) for (const wrapped of [text, `- ${text}`, `> ${text}`, `**${text}**`, `[${text}](https://a.example)`]) show(wrapped);
+  for (const text of HOSTILE)
+    for (const wrapped of [text, `- ${text}`, `> ${text}`, `**${text}**`, `[${text}](https://a.example)`])
+      show(wrapped);
   assert.ok(made.length > 200);
   for (const element of made) {
     assert.ok(TAGS.has(element.tag), element.tag);
@@ -74,15 +149,23 @@ test("nothing a text says becomes an element or attribute of its choice", () => 
     if (element.attributes.href) assert.match(element.attributes.href, /^(https?|mailto):/);
     if (element.attributes["data-language"]) assert.match(element.attributes["data-language"], /^[\w+#.-]{0,30}$/);
   }
-  for (const url of ["javascript:x", "data:x", " javascript:x", "jav\nascript:x", "blob:x", "ftp://x", "", "x"]) assert.equal(safeUrl(url), null, url);
+  for (const url of ["javascript:x", "data:x", " javascript:x", "jav\nascript:x", "blob:x", "ftp://x", "", "x"])
+    assert.equal(safeUrl(url), null, url);
 });
 
 test("no word is lost, however marks are mixed", () => {
   let state = 7;
   const pick = (from) => from[(state = (state * 1103515245 + 12345) % 2 ** 31) % from.length];
   for (let round = 0; round < 2000; round += 1) {
-    const words = Array.from({ length: 12 }, (_, i) => pick(["*", "**", "_", "`", "~~", "[", "]", "(", " ", "\n", "\n\n", "- ", "  - ", "> ", "# ", "|", "1. "]) + `w${i}`);
-    const shown = render(parse(words.join(""))).map((node) => node.textContent).join(" ");
+    const words = Array.from(
+      { length: 12 },
+      (_, i) =>
+        pick(["*", "**", "_", "`", "~~", "[", "]", "(", " ", "\n", "\n\n", "- ", "  - ", "> ", "# ", "|", "1. "]) +
+        `w${i}`,
+    );
+    const shown = render(parse(words.join("")))
+      .map((node) => node.textContent)
+      .join(" ");
     for (let i = 0; i < 12; i += 1) assert.ok(shown.includes(`w${i}`), JSON.stringify(words.join("")));
   }
 });
@@ -90,7 +173,35 @@ test("no word is lost, however marks are mixed", () => {
 test("time grows with the text: hostile repetitions of 100,000 characters end soon", () => {
   const started = process.cpuUsage().user;
   const n = 100_000;
-  for (const unit of ["*", "**a ", "_a", "`", "``a", "[", "[x](", "![", "~~", "> ", "- ", "# ", "|", "|-", "```", "\\", "http://", "https://a.", "1. ", "\n", " ", "a_", "*a **b ", "#  ", "```  `", "- - ", "[a]("]) {
+  for (const unit of [
+    "*",
+    "**a ",
+    "_a",
+    "`",
+    "``a",
+    "[",
+    "[x](",
+    "![",
+    "~~",
+    "> ",
+    "- ",
+    "# ",
+    "|",
+    "|-",
+    "```",
+    "\\",
+    "http://",
+    "https://a.",
+    "1. ",
+    "\n",
+    " ",
+    "a_",
+    "*a **b ",
+    "#  ",
+    "```  `",
+    "- - ",
+    "[a](",
+  ]) {
     const text = unit.repeat(n / unit.length);
     parse(text);
     parse(`x${text}x`);

@@ -25,8 +25,16 @@ export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 async function call(path, { body, signal } = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
-    const headers = { ...(body && { "content-type": "application/json" }), ...(key && { authorization: `Bearer ${key}` }) };
-    const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    const headers = {
+      ...(body && { "content-type": "application/json" }),
+      ...(key && { authorization: `Bearer ${key}` }),
+    };
+    const answer = await fetch(path, {
+      method: body ? "POST" : "GET",
+      headers,
+      body: body && JSON.stringify(body),
+      signal,
+    });
     if (answer.ok) return answer;
     const error = (await answer.json().catch(() => null))?.error;
     if (answer.status !== 401 || !askForKey) throw new ServerError(answer.status, error);

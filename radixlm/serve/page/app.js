@@ -17,7 +17,13 @@ const settings = loadSettings();
 let conversations = loadConversations();
 let current = newConversation();
 
-for (const [id, name] of [["open-sidebar", "menu"], ["open-inspector", "panel"], ["send", "send"], ["stop", "stop"]]) $(id).append(icon(name));
+for (const [id, name] of [
+  ["open-sidebar", "menu"],
+  ["open-inspector", "panel"],
+  ["send", "send"],
+  ["stop", "stop"],
+])
+  $(id).append(icon(name));
 
 // -- the key ----------------------------------------------------------------------------------------------------------
 
@@ -25,7 +31,9 @@ function wantKey() {
   const dialog = $("key-dialog");
   $("key").value = "";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve($("key").value.trim()), { once: true }));
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => resolve($("key").value.trim()), { once: true }),
+  );
 }
 onKeyWanted(async () => {
   const key = await wantKey();
@@ -72,7 +80,22 @@ function open(conversation) {
 
 function drawList() {
   const shown = conversations.filter((one) => one.messages.length);
-  $("conversations").replaceChildren(...shown.map((one) => h("li", { class: one === current ? "current" : "" }, h("button", { type: "button", "aria-current": one === current ? "true" : undefined, text: titleOf(one), title: titleOf(one), onclick: () => open(one) }), iconButton("trash", "Delete this conversation", () => remove(one)))));
+  $("conversations").replaceChildren(
+    ...shown.map((one) =>
+      h(
+        "li",
+        { class: one === current ? "current" : "" },
+        h("button", {
+          type: "button",
+          "aria-current": one === current ? "true" : undefined,
+          text: titleOf(one),
+          title: titleOf(one),
+          onclick: () => open(one),
+        }),
+        iconButton("trash", "Delete this conversation", () => remove(one)),
+      ),
+    ),
+  );
 }
 
 function remove(conversation) {
@@ -131,7 +154,8 @@ function matchDraft() {
     const match = await matchOf(messages, drafting.signal).catch(() => null);
     if (!match || chat.running) return;
     cache.follow(match);
-    $("match").textContent = `${percent(match.cached_tokens / match.prompt_tokens)} of ${count(match.prompt_tokens)} tokens cached`;
+    $("match").textContent =
+      `${percent(match.cached_tokens / match.prompt_tokens)} of ${count(match.prompt_tokens)} tokens cached`;
   }, DRAFT_MS);
 }
 
@@ -216,7 +240,11 @@ async function refreshLive() {
   const now = await live.refresh();
   if (!chat.model) await learnModel().catch(() => {});
   const busy = now && (now.running || now.waiting);
-  $("status").textContent = now ? (busy ? `${now.running} running${now.waiting ? `, ${now.waiting} waiting` : ""}` : "idle") : live.error.textContent;
+  $("status").textContent = now
+    ? busy
+      ? `${now.running} running${now.waiting ? `, ${now.waiting} waiting` : ""}`
+      : "idle"
+    : live.error.textContent;
   $("status").dataset.state = now ? (busy ? "busy" : "idle") : "lost";
 }
 

@@ -21,7 +21,10 @@ export class Chat {
     this.running = null;
     this.model = undefined;
     this.atEnd = true;
-    scroll.addEventListener("scroll", () => (this.atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60));
+    scroll.addEventListener(
+      "scroll",
+      () => (this.atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60),
+    );
   }
 
   show(conversation) {
@@ -35,7 +38,10 @@ export class Chat {
   history(until = this.conversation.messages.length) {
     const system = this.settings().system.trim();
     const told = this.conversation.messages.slice(0, until).filter((message) => message.content && !message.error);
-    return [...(system ? [{ role: "system", content: system }] : []), ...told.map(({ role, content }) => ({ role, content }))];
+    return [
+      ...(system ? [{ role: "system", content: system }] : []),
+      ...told.map(({ role, content }) => ({ role, content })),
+    ];
   }
 
   async send(text) {
@@ -73,7 +79,8 @@ export class Chat {
     this.busy(true);
     const started = performance.now();
     try {
-      for await (const event of events("v1/chat/completions", { body: this.body(asked), signal: controller.signal })) this.take(message, event, started);
+      for await (const event of events("v1/chat/completions", { body: this.body(asked), signal: controller.signal }))
+        this.take(message, event, started);
     } catch (error) {
       if (controller.signal.aborted) message.stats = { ...message.stats, stopped: true };
       else message.error = error.message;
@@ -96,7 +103,10 @@ export class Chat {
     if (stop.length) body.stop = stop;
     if (chosen.logprobs) Object.assign(body, { logprobs: true, top_logprobs: 5 });
     if (chosen.format === "json_schema" && chosen.schema.trim()) {
-      body.response_format = { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(chosen.schema) } };
+      body.response_format = {
+        type: "json_schema",
+        json_schema: { name: "answer", schema: JSON.parse(chosen.schema) },
+      };
     }
     if (chosen.format === "regex" && chosen.regex) body.regex = chosen.regex;
     return body;
@@ -139,13 +149,31 @@ export class Chat {
 
   draw() {
     const { messages } = this.conversation;
-    this.list.replaceChildren(...(messages.length ? messages.map((message, at) => this.element(message, at)) : [this.welcome()]));
+    this.list.replaceChildren(
+      ...(messages.length ? messages.map((message, at) => this.element(message, at)) : [this.welcome()]),
+    );
   }
 
   welcome() {
-    const ideas = ["Name three rivers of Europe and the seas they reach.", "Write a haiku about a cache that remembers.", "Explain prefix caching to a ten-year-old."];
+    const ideas = [
+      "Name three rivers of Europe and the seas they reach.",
+      "Write a haiku about a cache that remembers.",
+      "Explain prefix caching to a ten-year-old.",
+    ];
     const use = (text) => () => this.send(text);
-    return h("div", { class: "welcome" }, h("h2", { text: "What shall we talk about?" }), h("p", { text: "Everything runs on this server. The panel beside the conversation shows what its cache remembers of it." }), h("ul", {}, ideas.map((text) => h("li", {}, h("button", { type: "button", class: "idea", text, onclick: use(text) })))));
+    return h(
+      "div",
+      { class: "welcome" },
+      h("h2", { text: "What shall we talk about?" }),
+      h("p", {
+        text: "Everything runs on this server. The panel beside the conversation shows what its cache remembers of it.",
+      }),
+      h(
+        "ul",
+        {},
+        ideas.map((text) => h("li", {}, h("button", { type: "button", class: "idea", text, onclick: use(text) }))),
+      ),
+    );
   }
 
   element(message, at) {
@@ -154,7 +182,17 @@ export class Chat {
 
   question(message, at) {
     const body = h("div", { class: "bubble", text: message.content });
-    const element = h("article", { class: "message user", "aria-label": "You" }, body, h("div", { class: "actions" }, iconButton("edit", "Edit and ask again", () => this.editor(element, message, at)), iconButton("copy", "Copy", () => copy(message.content))));
+    const element = h(
+      "article",
+      { class: "message user", "aria-label": "You" },
+      body,
+      h(
+        "div",
+        { class: "actions" },
+        iconButton("edit", "Edit and ask again", () => this.editor(element, message, at)),
+        iconButton("copy", "Copy", () => copy(message.content)),
+      ),
+    );
     return element;
   }
 
@@ -170,7 +208,19 @@ export class Chat {
         save();
       }
     });
-    element.replaceChildren(h("div", { class: "editor" }, field, h("div", { class: "row" }, h("button", { type: "button", class: "quiet", text: "Cancel", onclick: cancel }), h("button", { type: "button", class: "primary", text: "Ask again", onclick: save }))));
+    element.replaceChildren(
+      h(
+        "div",
+        { class: "editor" },
+        field,
+        h(
+          "div",
+          { class: "row" },
+          h("button", { type: "button", class: "quiet", text: "Cancel", onclick: cancel }),
+          h("button", { type: "button", class: "primary", text: "Ask again", onclick: save }),
+        ),
+      ),
+    );
     field.focus();
   }
 
@@ -179,7 +229,15 @@ export class Chat {
     const live = new LiveMarkdown(prose);
     live.update(message.content);
     const waiting = this.running && !message.settled && at === this.conversation.messages.length - 1;
-    const element = h("article", { class: waiting ? "message assistant streaming" : "message assistant", "aria-label": "Answer", "aria-busy": waiting ? "true" : "false" }, prose);
+    const element = h(
+      "article",
+      {
+        class: waiting ? "message assistant streaming" : "message assistant",
+        "aria-label": "Answer",
+        "aria-busy": waiting ? "true" : "false",
+      },
+      prose,
+    );
     message.view = { element, live };
     if (message.error) element.append(h("p", { class: "error", role: "alert", text: message.error }));
     if (!waiting) element.append(this.footer(message, at, prose));
@@ -188,16 +246,26 @@ export class Chat {
   }
 
   footer(message, at, prose) {
-    const actions = h("div", { class: "actions" }, iconButton("again", "Regenerate", () => this.regenerate(at)), iconButton("copy", "Copy", () => copy(message.content)));
+    const actions = h(
+      "div",
+      { class: "actions" },
+      iconButton("again", "Regenerate", () => this.regenerate(at)),
+      iconButton("copy", "Copy", () => copy(message.content)),
+    );
     if (message.tokens?.length) {
       const view = new TokenView(message.tokens);
-      const toggle = iconButton("chance", "Token probabilities", () => {
-        const on = toggle.getAttribute("aria-pressed") !== "true";
-        toggle.setAttribute("aria-pressed", String(on));
-        if (on) prose.after(view.element);
-        else view.element.remove();
-        prose.hidden = on;
-      }, { "aria-pressed": "false" });
+      const toggle = iconButton(
+        "chance",
+        "Token probabilities",
+        () => {
+          const on = toggle.getAttribute("aria-pressed") !== "true";
+          toggle.setAttribute("aria-pressed", String(on));
+          if (on) prose.after(view.element);
+          else view.element.remove();
+          prose.hidden = on;
+        },
+        { "aria-pressed": "false" },
+      );
       actions.append(toggle);
     }
     return h("footer", {}, actions, cost(message.stats));
@@ -230,14 +298,25 @@ function cost(stats) {
   if (stats.prompt) {
     const why = MISSED[stats.missed] ? `; ${MISSED[stats.missed]}` : "";
     const text = `${count(stats.cached)} of ${count(stats.prompt)} prompt tokens from the cache`;
-    const times = stats.prefill === undefined ? "" : `. Queue ${duration(stats.queue)}, prompt ${duration(stats.prefill)}, answer ${duration(stats.decode)}.`;
-    line.append(h("span", { class: "hitbar", title: `${text}${why}${times}` }, h("i", { style: { "--share": stats.cached / stats.prompt } }), h("span", { text: `${percent(stats.cached / stats.prompt)} cached` })));
+    const times =
+      stats.prefill === undefined
+        ? ""
+        : `. Queue ${duration(stats.queue)}, prompt ${duration(stats.prefill)}, answer ${duration(stats.decode)}.`;
+    line.append(
+      h(
+        "span",
+        { class: "hitbar", title: `${text}${why}${times}` },
+        h("i", { style: { "--share": stats.cached / stats.prompt } }),
+        h("span", { text: `${percent(stats.cached / stats.prompt)} cached` }),
+      ),
+    );
   }
   return line;
 }
 
 function addCopies(prose) {
-  for (const pre of prose.querySelectorAll("pre")) pre.append(iconButton("copy", "Copy the code", () => copy(pre.querySelector("code").textContent)));
+  for (const pre of prose.querySelectorAll("pre"))
+    pre.append(iconButton("copy", "Copy the code", () => copy(pre.querySelector("code").textContent)));
 }
 
 const copy = (text) => navigator.clipboard?.writeText(text);

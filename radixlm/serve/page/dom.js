@@ -46,7 +46,11 @@ export function icon(name) {
 
 /** A button with an icon and a name for those who cannot see it. */
 export function iconButton(name, label, onclick, more = {}) {
-  return h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...more }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...more },
+    icon(name),
+  );
 }
 
 const plain = new Intl.NumberFormat("en");

@@ -17,8 +17,29 @@ export class LivePanel {
     this.figures = h("dl", { class: "figures" });
     this.bars = h("div", { class: "histogram" });
     this.error = h("p", { class: "note", role: "status" });
-    const chart = s("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": "Tokens per second over the last 90 seconds" }, this.area, this.line);
-    panel.append(h("h2", { text: "Tokens per second" }), this.speed, chart, h("p", { class: "axis" }, h("span", { text: "90 s ago" }), this.top), h("h2", { text: "Requests" }), this.figures, h("h2", { text: "Time to first token" }), this.bars, this.error);
+    const chart = s(
+      "svg",
+      {
+        class: "spark",
+        viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+        preserveAspectRatio: "none",
+        role: "img",
+        "aria-label": "Tokens per second over the last 90 seconds",
+      },
+      this.area,
+      this.line,
+    );
+    panel.append(
+      h("h2", { text: "Tokens per second" }),
+      this.speed,
+      chart,
+      h("p", { class: "axis" }, h("span", { text: "90 s ago" }), this.top),
+      h("h2", { text: "Requests" }),
+      this.figures,
+      h("h2", { text: "Time to first token" }),
+      this.bars,
+      this.error,
+    );
   }
 
   async refresh() {
@@ -38,13 +59,26 @@ export class LivePanel {
     if (this.speeds.length > KEPT) this.speeds.shift();
     this.speed.textContent = live.output_tokens_per_s.toFixed(live.output_tokens_per_s < 100 ? 1 : 0);
     const most = Math.max(10, ...this.speeds);
-    const points = this.speeds.map((speed, at) => [WIDTH - (this.speeds.length - 1 - at) * (WIDTH / (KEPT - 1)), HEIGHT - 2 - (speed / most) * (HEIGHT - 6)]);
+    const points = this.speeds.map((speed, at) => [
+      WIDTH - (this.speeds.length - 1 - at) * (WIDTH / (KEPT - 1)),
+      HEIGHT - 2 - (speed / most) * (HEIGHT - 6),
+    ]);
     const path = points.map((point) => point.map((value) => value.toFixed(1)).join(",")).join(" ");
     this.line.setAttribute("points", path);
-    this.area.setAttribute("points", points.length ? `${points[0][0].toFixed(1)},${HEIGHT} ${path} ${WIDTH},${HEIGHT}` : "");
+    this.area.setAttribute(
+      "points",
+      points.length ? `${points[0][0].toFixed(1)},${HEIGHT} ${path} ${WIDTH},${HEIGHT}` : "",
+    );
     this.top.textContent = `peak ${Math.round(Math.max(...this.speeds))}`;
-    const figures = [["running", count(live.running)], ["waiting", count(live.waiting)], ["finished", count(live.finished)], ["KV in use", percent(live.kv_usage)]];
-    this.figures.replaceChildren(...figures.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
+    const figures = [
+      ["running", count(live.running)],
+      ["waiting", count(live.waiting)],
+      ["finished", count(live.finished)],
+      ["KV in use", percent(live.kv_usage)],
+    ];
+    this.figures.replaceChildren(
+      ...figures.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))),
+    );
     this.histogram(live.first_token_seconds);
   }
 
@@ -62,7 +96,12 @@ export class LivePanel {
     const columns = counts.slice(from, to + 1).map((value, at) => {
       const bound = bounds[from + at];
       const name = bound === undefined ? `over ${duration(bounds.at(-1))}` : `up to ${duration(bound)}`;
-      return h("li", { title: `${name}: ${count(value)} of ${count(total)}` }, h("i", { style: { "--share": value / most } }), h("span", { text: bound === undefined ? "more" : duration(bound) }));
+      return h(
+        "li",
+        { title: `${name}: ${count(value)} of ${count(total)}` },
+        h("i", { style: { "--share": value / most } }),
+        h("span", { text: bound === undefined ? "more" : duration(bound) }),
+      );
     });
     this.bars.replaceChildren(h("ol", { "aria-label": `Histogram of ${count(total)} answers` }, columns));
   }

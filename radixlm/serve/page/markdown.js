@@ -35,11 +35,16 @@ function oneBlock(lines, at, depth) {
   const fence = FENCE.exec(line);
   if (fence) return fenced(lines, at, fence);
   const heading = HEADING.exec(line);
-  if (heading) return [{ type: "heading", level: heading[1].length, inline: inline(heading[2].trim().replace(/ #{1,6}$/, "")) }, at + 1];
+  if (heading)
+    return [
+      { type: "heading", level: heading[1].length, inline: inline(heading[2].trim().replace(/ #{1,6}$/, "")) },
+      at + 1,
+    ];
   if (RULE.test(line)) return [{ type: "rule" }, at + 1];
   if (depth < MOST_DEPTH && QUOTE.test(line)) return quote(lines, at, depth);
   if (depth < MOST_DEPTH && ITEM.test(line)) return list(lines, at, depth);
-  if (line.includes("|") && at + 1 < lines.length && lines[at + 1].includes("-") && DIVIDER.test(lines[at + 1])) return table(lines, at);
+  if (line.includes("|") && at + 1 < lines.length && lines[at + 1].includes("-") && DIVIDER.test(lines[at + 1]))
+    return table(lines, at);
   return paragraph(lines, at, depth);
 }
 
@@ -93,11 +98,21 @@ function itemLines(lines, at, found) {
 }
 
 function table(lines, at) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => inline(cell.trim()));
-  const aligned = lines[at + 1].trim().replace(/^\||\|$/g, "").split("|").map((cell) => (cell.trim().endsWith(":") ? "right" : "left"));
+  const cells = (line) =>
+    line
+      .trim()
+      .replace(/^\||\|$/g, "")
+      .split("|")
+      .map((cell) => inline(cell.trim()));
+  const aligned = lines[at + 1]
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((cell) => (cell.trim().endsWith(":") ? "right" : "left"));
   const head = cells(lines[at]);
   const rows = [];
-  for (at += 2; at < lines.length && lines[at].includes("|"); at += 1) rows.push(cells(lines[at]).slice(0, head.length));
+  for (at += 2; at < lines.length && lines[at].includes("|"); at += 1)
+    rows.push(cells(lines[at]).slice(0, head.length));
   return [{ type: "table", head, rows, aligned }, at];
 }
 
@@ -112,7 +127,13 @@ function paragraph(lines, at, depth) {
   return [{ type: "paragraph", inline: inline(inner.join("\n")) }, at];
 }
 
-const MARKS = [["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
+const MARKS = [
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "del"],
+  ["*", "em"],
+  ["_", "em"],
+];
 
 /** Spans of a text: strings and {type, ...}. */
 export function inline(text, depth = 0) {
@@ -223,23 +244,46 @@ const RENDER = {
   rule: () => make("hr"),
   quote: (block) => make("blockquote", render(block.blocks)),
   code: (block) => make("pre", [make("code", [block.text])], { "data-language": block.language, tabindex: "0" }),
-  list: (block) => make(block.ordered ? "ol" : "ul", block.items.map(item), block.ordered ? { start: block.start } : {}),
-  table: (block) => make("div", [make("table", [make("thead", [row(block, block.head, "th")]), make("tbody", block.rows.map((cells) => row(block, cells, "td")))])], { class: "table", tabindex: "0" }),
+  list: (block) =>
+    make(block.ordered ? "ol" : "ul", block.items.map(item), block.ordered ? { start: block.start } : {}),
+  table: (block) =>
+    make(
+      "div",
+      [
+        make("table", [
+          make("thead", [row(block, block.head, "th")]),
+          make(
+            "tbody",
+            block.rows.map((cells) => row(block, cells, "td")),
+          ),
+        ]),
+      ],
+      { class: "table", tabindex: "0" },
+    ),
 };
 
 const renderBlock = (block) => RENDER[block.type](block);
 
 /** An item of one paragraph needs no paragraph. */
-const item = (blocks) => make("li", blocks.flatMap((block, i) => (i === 0 && block.type === "paragraph" ? spans(block.inline) : [renderBlock(block)])));
+const item = (blocks) =>
+  make(
+    "li",
+    blocks.flatMap((block, i) => (i === 0 && block.type === "paragraph" ? spans(block.inline) : [renderBlock(block)])),
+  );
 
-const row = (block, cells, tag) => make("tr", cells.map((cell, i) => make(tag, spans(cell), { class: block.aligned[i] ?? "left" })));
+const row = (block, cells, tag) =>
+  make(
+    "tr",
+    cells.map((cell, i) => make(tag, spans(cell), { class: block.aligned[i] ?? "left" })),
+  );
 
 function spans(parts) {
   return parts.map((part) => {
     if (typeof part === "string") return document.createTextNode(part);
     if (part.type === "break") return make("br");
     if (part.type === "code") return make("code", [part.text]);
-    if (part.type === "link") return make("a", spans(part.inline), { href: part.href, target: "_blank", rel: "noopener noreferrer nofollow" });
+    if (part.type === "link")
+      return make("a", spans(part.inline), { href: part.href, target: "_blank", rel: "noopener noreferrer nofollow" });
     return make(part.type, spans(part.inline));
   });
 }

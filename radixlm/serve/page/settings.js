@@ -4,26 +4,65 @@ import { hasKey, setKey } from "./api.js";
 import { DEFAULTS, saveSettings } from "./store.js";
 import { h } from "./dom.js";
 
-const EXAMPLE = '{\n  "type": "object",\n  "properties": {\n    "name": { "type": "string" },\n    "length_km": { "type": "integer" }\n  },\n  "required": ["name", "length_km"]\n}';
+const EXAMPLE =
+  '{\n  "type": "object",\n  "properties": {\n    "name": { "type": "string" },\n    "length_km": { "type": "integer" }\n  },\n  "required": ["name", "length_km"]\n}';
 
 export class SettingsPanel {
   constructor(panel, settings, { changed, wantKey, forget }) {
     Object.assign(this, { settings, changed, wantKey });
-    const format = h("div", { class: "segments", role: "radiogroup", "aria-label": "Shape of the answer" }, this.choice("format", "text", "Free text"), this.choice("format", "json_schema", "JSON schema"), this.choice("format", "regex", "Regex"));
-    this.schema = this.text("schema", "JSON schema", { rows: 8, placeholder: EXAMPLE, class: "mono", spellcheck: "false" });
-    this.regex = this.text("regex", "Regular expression", { rows: 2, placeholder: "(yes|no), because [a-z ]{10,80}\\.", class: "mono", spellcheck: "false" });
+    const format = h(
+      "div",
+      { class: "segments", role: "radiogroup", "aria-label": "Shape of the answer" },
+      this.choice("format", "text", "Free text"),
+      this.choice("format", "json_schema", "JSON schema"),
+      this.choice("format", "regex", "Regex"),
+    );
+    this.schema = this.text("schema", "JSON schema", {
+      rows: 8,
+      placeholder: EXAMPLE,
+      class: "mono",
+      spellcheck: "false",
+    });
+    this.regex = this.text("regex", "Regular expression", {
+      rows: 2,
+      placeholder: "(yes|no), because [a-z ]{10,80}\\.",
+      class: "mono",
+      spellcheck: "false",
+    });
     this.problem = h("p", { class: "error", role: "alert", hidden: true });
-    const theme = h("div", { class: "segments", role: "radiogroup", "aria-label": "Theme" }, this.choice("theme", "auto", "System"), this.choice("theme", "light", "Light"), this.choice("theme", "dark", "Dark"));
+    const theme = h(
+      "div",
+      { class: "segments", role: "radiogroup", "aria-label": "Theme" },
+      this.choice("theme", "auto", "System"),
+      this.choice("theme", "light", "Light"),
+      this.choice("theme", "dark", "Dark"),
+    );
     panel.append(
       this.text("system", "System prompt", { rows: 4, placeholder: "How should the model behave?" }),
       this.slider("temperature", "Temperature", 0, 2, 0.05),
       this.slider("top_p", "Top p", 0.05, 1, 0.05),
-      h("div", { class: "pair" }, this.number("max_tokens", "Most tokens", 1), this.number("seed", "Seed", 0, "random")),
+      h(
+        "div",
+        { class: "pair" },
+        this.number("max_tokens", "Most tokens", 1),
+        this.number("seed", "Seed", 0, "random"),
+      ),
       this.text("stop", "Stop strings, one a line", { rows: 2, class: "mono", spellcheck: "false" }),
-      h("h2", { text: "Shape of the answer" }), format, this.schema, this.regex, this.problem,
+      h("h2", { text: "Shape of the answer" }),
+      format,
+      this.schema,
+      this.regex,
+      this.problem,
       h("label", { class: "check" }, this.checkbox("logprobs"), "Ask for token probabilities"),
-      h("h2", { text: "Page" }), theme,
-      h("p", { class: "row" }, h("button", { type: "button", class: "quiet", text: "API key", onclick: () => this.key() }), h("button", { type: "button", class: "quiet", text: "Delete all conversations", onclick: forget }), h("button", { type: "button", class: "quiet", text: "Defaults", onclick: () => this.reset() })),
+      h("h2", { text: "Page" }),
+      theme,
+      h(
+        "p",
+        { class: "row" },
+        h("button", { type: "button", class: "quiet", text: "API key", onclick: () => this.key() }),
+        h("button", { type: "button", class: "quiet", text: "Delete all conversations", onclick: forget }),
+        h("button", { type: "button", class: "quiet", text: "Defaults", onclick: () => this.reset() }),
+      ),
     );
     this.show();
   }
@@ -74,17 +113,31 @@ export class SettingsPanel {
   }
 
   number(name, label, min, placeholder = "") {
-    const field = h("input", { type: "number", min, step: 1, placeholder, onchange: () => this.set(name, field.value === "" ? DEFAULTS[name] : Math.max(min, Math.round(Number(field.value)))) });
+    const field = h("input", {
+      type: "number",
+      min,
+      step: 1,
+      placeholder,
+      onchange: () =>
+        this.set(name, field.value === "" ? DEFAULTS[name] : Math.max(min, Math.round(Number(field.value)))),
+    });
     field.value = this.settings[name];
     return h("label", { class: "field" }, h("span", { text: label }), field);
   }
 
   slider(name, label, min, max, step) {
     const shown = h("output", { text: this.settings[name] });
-    const field = h("input", { type: "range", min, max, step, value: this.settings[name], oninput: () => {
-      shown.textContent = field.value;
-      this.set(name, Number(field.value));
-    } });
+    const field = h("input", {
+      type: "range",
+      min,
+      max,
+      step,
+      value: this.settings[name],
+      oninput: () => {
+        shown.textContent = field.value;
+        this.set(name, Number(field.value));
+      },
+    });
     return h("label", { class: "field slider" }, h("span", { text: label }), shown, field);
   }
 

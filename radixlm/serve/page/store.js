@@ -46,10 +46,16 @@ export function loadConversations() {
 export function saveConversations(conversations) {
   const kept = conversations.filter((one) => one.messages.length).slice(0, MOST);
   const lean = ({ role, content, stats, error }) => ({ role, content, stats, error });
-  write(CONVERSATIONS, kept.map((one) => ({ ...one, messages: one.messages.map(lean) })));
+  write(
+    CONVERSATIONS,
+    kept.map((one) => ({ ...one, messages: one.messages.map(lean) })),
+  );
 }
 
-export const newConversation = () => ({ id: Date.now().toString(36) + Math.random().toString(36).slice(2, 6), messages: [] });
+export const newConversation = () => ({
+  id: Date.now().toString(36) + Math.random().toString(36).slice(2, 6),
+  messages: [],
+});
 
 /** The first words of a conversation. */
 export function titleOf(conversation) {

@@ -3,7 +3,11 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const apply = () => {
     let choice = "auto";
-    try { choice = JSON.parse(localStorage.getItem("radixlm.settings"))?.theme ?? "auto"; } catch { /* no storage: auto */ }
+    try {
+      choice = JSON.parse(localStorage.getItem("radixlm.settings"))?.theme ?? "auto";
+    } catch {
+      /* no storage: auto */
+    }
     document.documentElement.dataset.theme = choice === "auto" ? (dark.matches ? "dark" : "light") : choice;
   };
   dark.addEventListener("change", apply);

@@ -4,8 +4,18 @@ import { h, percent } from "./dom.js";
 
 export class TokenView {
   constructor(tokens) {
-    this.card = h("div", { class: "card", role: "tooltip", id: `likely-${Math.random().toString(36).slice(2)}`, hidden: true });
-    this.element = h("div", { class: "tokens", "aria-label": "Tokens of the answer" }, texts(tokens).map((text, at) => this.span(tokens[at], text)), this.card);
+    this.card = h("div", {
+      class: "card",
+      role: "tooltip",
+      id: `likely-${Math.random().toString(36).slice(2)}`,
+      hidden: true,
+    });
+    this.element = h(
+      "div",
+      { class: "tokens", "aria-label": "Tokens of the answer" },
+      texts(tokens).map((text, at) => this.span(tokens[at], text)),
+      this.card,
+    );
     this.element.addEventListener("pointerleave", () => this.hide());
   }
 
@@ -13,7 +23,12 @@ export class TokenView {
     const chance = Math.exp(token.logprob);
     const level = Math.min(5, Math.floor(-token.logprob / 0.5)); // 0: sure, 5: under 8 %
     const special = /^<\|.*\|>$|^<\/?s>$/.test(text) ? " mark" : "";
-    const span = h("span", { class: `token t${level}${special}`, tabindex: "0", text: text || "·", "aria-label": `${text}, ${percent(chance)}` });
+    const span = h("span", {
+      class: `token t${level}${special}`,
+      tabindex: "0",
+      text: text || "·",
+      "aria-label": `${text}, ${percent(chance)}`,
+    });
     const show = () => this.show(span, token);
     span.addEventListener("pointerenter", show);
     span.addEventListener("focus", show);
@@ -27,8 +42,18 @@ export class TokenView {
   }
 
   show(span, token) {
-    const likely = token.top_logprobs.some((other) => other.token === token.token) ? token.top_logprobs : [token, ...token.top_logprobs];
-    const rows = likely.map((other) => h("li", { class: other.token === token.token ? "chosen" : "" }, h("code", { text: visible(other.token) }), h("i", { style: { "--share": Math.exp(other.logprob) } }), h("span", { text: percent(Math.exp(other.logprob)) })));
+    const likely = token.top_logprobs.some((other) => other.token === token.token)
+      ? token.top_logprobs
+      : [token, ...token.top_logprobs];
+    const rows = likely.map((other) =>
+      h(
+        "li",
+        { class: other.token === token.token ? "chosen" : "" },
+        h("code", { text: visible(other.token) }),
+        h("i", { style: { "--share": Math.exp(other.logprob) } }),
+        h("span", { text: percent(Math.exp(other.logprob)) }),
+      ),
+    );
     this.card.replaceChildren(h("ol", {}, rows));
     this.card.hidden = false;
     const box = this.element.getBoundingClientRect();
@@ -47,5 +72,7 @@ const visible = (text) => (text.trim() ? text : text.replaceAll("\n", "↵").rep
 /** Texts of tokens; a character that several tokens share stands at the last of them. */
 function texts(tokens) {
   const decoder = new TextDecoder();
-  return tokens.map((token) => (token.bytes ? decoder.decode(new Uint8Array(token.bytes), { stream: true }) : token.token));
+  return tokens.map((token) =>
+    token.bytes ? decoder.decode(new Uint8Array(token.bytes), { stream: true }) : token.token,
+  );
 }

@@ -20,8 +20,25 @@ export class CachePanel {
     this.note = h("p", { class: "note" });
     this.pins = h("ul", { class: "pins" });
     this.error = h("p", { class: "note", role: "status" });
-    this.keep = h("button", { type: "button", class: "quiet", onclick: () => this.pin() }, icon("pin"), "Keep this prefix for an hour");
-    panel.append(h("h2", { text: "Prompt tokens from the cache" }), this.rates, h("h2", { text: "KV memory" }), this.memory, h("h2", { text: "Radix tree" }), this.note, this.tree, h("h2", { text: "Kept" }), this.pins, this.keep, this.error);
+    this.keep = h(
+      "button",
+      { type: "button", class: "quiet", onclick: () => this.pin() },
+      icon("pin"),
+      "Keep this prefix for an hour",
+    );
+    panel.append(
+      h("h2", { text: "Prompt tokens from the cache" }),
+      this.rates,
+      h("h2", { text: "KV memory" }),
+      this.memory,
+      h("h2", { text: "Radix tree" }),
+      this.note,
+      this.tree,
+      h("h2", { text: "Kept" }),
+      this.pins,
+      this.keep,
+      this.error,
+    );
     this.tree.addEventListener("keydown", (event) => this.move(event));
   }
 
@@ -43,10 +60,29 @@ export class CachePanel {
 
   draw() {
     const { report } = this;
-    this.rates.replaceChildren(...report.hit_rates.map((one) => h("div", { title: `${count(one.cached_tokens)} of ${count(one.prompt_tokens)} prompt tokens` }, h("dt", { text: WINDOWS[one.window_s] }), h("dd", { text: one.rate === null ? "–" : percent(one.rate) }))));
+    this.rates.replaceChildren(
+      ...report.hit_rates.map((one) =>
+        h(
+          "div",
+          { title: `${count(one.cached_tokens)} of ${count(one.prompt_tokens)} prompt tokens` },
+          h("dt", { text: WINDOWS[one.window_s] }),
+          h("dd", { text: one.rate === null ? "–" : percent(one.rate) }),
+        ),
+      ),
+    );
     drawMemory(this.memory, report);
     this.drawTree();
-    this.pins.replaceChildren(...report.pins.map((pin) => h("li", {}, h("span", { text: `${count(pin.num_tokens)} tokens` }), h("span", { class: "dim", text: `${duration(pin.expires_in_s)} left` }), iconButton("trash", "Let it go", () => this.unpin(pin.id)))));
+    this.pins.replaceChildren(
+      ...report.pins.map((pin) =>
+        h(
+          "li",
+          {},
+          h("span", { text: `${count(pin.num_tokens)} tokens` }),
+          h("span", { class: "dim", text: `${duration(pin.expires_in_s)} left` }),
+          iconButton("trash", "Let it go", () => this.unpin(pin.id)),
+        ),
+      ),
+    );
   }
 
   drawTree() {
@@ -61,7 +97,9 @@ export class CachePanel {
     const focused = document.activeElement?.dataset?.number;
     const names = [...new Set(prefixes.map((node) => node.namespace))].sort();
     const rows = names.flatMap((name) => [
-      ...(names.length > 1 || name ? [h("li", { class: "namespace", role: "none", text: name || "default namespace" })] : []),
+      ...(names.length > 1 || name
+        ? [h("li", { class: "namespace", role: "none", text: name || "default namespace" })]
+        : []),
       ...this.branch(children, `root ${name}`, most, 1),
     ]);
     this.tree.replaceChildren(...rows);
@@ -70,15 +108,30 @@ export class CachePanel {
     if (current) current.tabIndex = 0;
     if (focused) current?.focus({ preventScroll: true });
     const part = complete ? "" : " The most used part of it was looked at.";
-    this.note.textContent = prefixes.length ? `${count(total)} nodes; those that saved most are shown.${part}` : "Nothing is cached yet. Ask something.";
+    this.note.textContent = prefixes.length
+      ? `${count(total)} nodes; those that saved most are shown.${part}`
+      : "Nothing is cached yet. Ask something.";
   }
 
   branch(children, parent, most, level) {
-    const nodes = (children.get(parent) ?? []).sort((a, b) => b.tokens_saved - a.tokens_saved || b.hits - a.hits || a.idle_s - b.idle_s);
+    const nodes = (children.get(parent) ?? []).sort(
+      (a, b) => b.tokens_saved - a.tokens_saved || b.hits - a.hits || a.idle_s - b.idle_s,
+    );
     return nodes.map((node) => {
       const below = children.has(node.number) ? this.branch(children, node.number, most, level + 1) : [];
       const shut = this.shut.has(node.number);
-      const row = h("li", { role: "treeitem", "aria-level": level, "aria-expanded": below.length ? String(!shut) : undefined, tabindex: "-1", dataset: { number: node.number }, class: this.state(node) }, this.row(node, most));
+      const row = h(
+        "li",
+        {
+          role: "treeitem",
+          "aria-level": level,
+          "aria-expanded": below.length ? String(!shut) : undefined,
+          tabindex: "-1",
+          dataset: { number: node.number },
+          class: this.state(node),
+        },
+        this.row(node, most),
+      );
       if (below.length) row.append(h("ul", { role: "group", hidden: shut }, below));
       row.firstChild.addEventListener("click", () => this.toggle(row, node.number));
       return row;
@@ -96,7 +149,19 @@ export class CachePanel {
     const last = node.idle_s < 1.5 ? "used now" : `used ${duration(node.idle_s)} ago`;
     const title = `${text}\n\n${count(node.num_tokens)} tokens after ${count(node.start)}, ${last}, ${count(node.hits)} hits saved ${count(node.tokens_saved)} tokens${node.kept ? ", kept" : ""}`;
     const hit = Math.max(0, Math.min(node.num_tokens, this.cached - node.start)) / node.num_tokens;
-    return h("div", { class: "node", title, style: { "--saved": node.tokens_saved / most, "--part": this.path.has(node.number) ? hit : 0 } }, h("span", { class: node.text === null ? "text dim" : "text" }, pieces(text)), node.num_leases ? h("span", { class: "busy", title: "in use by a running request" }) : null, node.kept ? icon("pin") : null, h("span", { class: "number", text: count(node.num_tokens) }), h("span", { class: "number hits", text: node.hits ? `×${count(node.hits)}` : "" }));
+    return h(
+      "div",
+      {
+        class: "node",
+        title,
+        style: { "--saved": node.tokens_saved / most, "--part": this.path.has(node.number) ? hit : 0 },
+      },
+      h("span", { class: node.text === null ? "text dim" : "text" }, pieces(text)),
+      node.num_leases ? h("span", { class: "busy", title: "in use by a running request" }) : null,
+      node.kept ? icon("pin") : null,
+      h("span", { class: "number", text: count(node.num_tokens) }),
+      h("span", { class: "number hits", text: node.hits ? `×${count(node.hits)}` : "" }),
+    );
   }
 
   toggle(row, number) {
@@ -109,7 +174,9 @@ export class CachePanel {
   }
 
   move(event) {
-    const rows = [...this.tree.querySelectorAll("[role=treeitem]")].filter((row) => !row.parentElement.closest("[hidden]"));
+    const rows = [...this.tree.querySelectorAll("[role=treeitem]")].filter(
+      (row) => !row.parentElement.closest("[hidden]"),
+    );
     const at = rows.indexOf(document.activeElement);
     if (at < 0) return;
     const row = rows[at];
@@ -117,7 +184,8 @@ export class CachePanel {
     let next = { ArrowDown: rows[at + 1], ArrowUp: rows[at - 1], Home: rows[0], End: rows.at(-1) }[event.key];
     if (event.key === "ArrowRight" || event.key === "ArrowLeft" || event.key === "Enter") {
       const closes = event.key === "ArrowLeft" && row.hasAttribute("aria-expanded") && !shut;
-      if (closes || (shut && event.key === "ArrowRight") || event.key === "Enter") this.toggle(row, Number(row.dataset.number));
+      if (closes || (shut && event.key === "ArrowRight") || event.key === "Enter")
+        this.toggle(row, Number(row.dataset.number));
       else next = event.key === "ArrowLeft" ? row.parentElement.closest("[role=treeitem]") : rows[at + 1];
     } else if (!next) return;
     event.preventDefault();
@@ -148,16 +216,38 @@ export class CachePanel {
 
 /** A text on one line; special tokens like <|im_end|> stand back. */
 function pieces(text) {
-  const parts = text.replace(/\n/g, "↵").replace(/\s+/g, " ").split(/(<\|[^|<>]{1,30}\|>|<\/?s>)/);
+  const parts = text
+    .replace(/\n/g, "↵")
+    .replace(/\s+/g, " ")
+    .split(/(<\|[^|<>]{1,30}\|>|<\/?s>)/);
   return parts.map((part, at) => (at % 2 ? h("span", { class: "mark", text: part }) : part));
 }
 
 /** A bar of the pool: computed with now, kept on purpose, cached, free. */
 export function drawMemory(element, report) {
-  const parts = [["running", "in use", report.running_tokens], ["kept", "kept", report.kept_tokens], ["idle", "cached", report.idle_tokens], ["free", "free", report.free_tokens]];
+  const parts = [
+    ["running", "in use", report.running_tokens],
+    ["kept", "kept", report.kept_tokens],
+    ["idle", "cached", report.idle_tokens],
+    ["free", "free", report.free_tokens],
+  ];
   const total = report.total_tokens || 1;
   element.replaceChildren(
-    h("div", { class: "stack", role: "img", "aria-label": parts.map(([, name, tokens]) => `${name} ${percent(tokens / total)}`).join(", ") }, parts.map(([kind, , tokens]) => h("i", { class: kind, style: { "flex-grow": tokens / total } }))),
-    h("ul", { class: "legend" }, parts.map(([kind, name, tokens]) => h("li", {}, h("i", { class: kind }), `${name} `, h("b", { text: count(tokens) })))),
+    h(
+      "div",
+      {
+        class: "stack",
+        role: "img",
+        "aria-label": parts.map(([, name, tokens]) => `${name} ${percent(tokens / total)}`).join(", "),
+      },
+      parts.map(([kind, , tokens]) => h("i", { class: kind, style: { "flex-grow": tokens / total } })),
+    ),
+    h(
+      "ul",
+      { class: "legend" },
+      parts.map(([kind, name, tokens]) =>
+        h("li", {}, h("i", { class: kind }), `${name} `, h("b", { text: count(tokens) })),
+      ),
+    ),
   );
 }
