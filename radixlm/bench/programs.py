@@ -24,7 +24,7 @@ from radixlm.lang.program import SglFunction
 
 Report = Callable[[str], None]
 _WORDS = "The museum keeps a plain record of every visit and files each page under its own number. "
-_THINK, _ANSWER = 8, 4
+_THINK, _ANSWER, _REMARK = 8, 4, 32
 _QUESTIONS = 8
 
 
@@ -112,7 +112,7 @@ class _Bench:
             self._one_call(repeat, i)
 
     def _one_call(self, repeat: int, i: int) -> None:
-        self._generate(f"{repeat} {self._document}Question: {_question(repeat, i)}\nAnswer:", 2 * _THINK)
+        self._generate(f"{repeat} {self._document}Question: {_question(repeat, i)}\nAnswer:", _REMARK)
 
     # -- what it costs to compile -------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ def _two_stage(s: Any, prefix: str, question: str) -> None:
 def _forked(s: Any, document: str, repeat: int) -> None:
     s += document
     forks = s.fork(_QUESTIONS)
-    forks += lambda i: f"Question: {_question(repeat, i)}\nAnswer:" + gen("answer", max_tokens=2 * _THINK)
+    forks += lambda i: f"Question: {_question(repeat, i)}\nAnswer:" + gen("answer", max_tokens=_REMARK)
     forks.join()
 
 

@@ -190,7 +190,7 @@ def as_text(plan: Explained) -> str:
         lines.append(
             f"{indent}branch {step.branch}, line {step.line}: {step.cached} {plan.unit} from the cache expected"
         )
-        lines += [f"{indent}  {_row(part, plan.unit)}" for part in step.parts]
+        lines += [f"{indent}  {row(part, plan.unit)}" for part in step.parts]
         if step.measured is not None:
             m = step.measured
             lines.append(
@@ -200,7 +200,8 @@ def as_text(plan: Explained) -> str:
     return "\n".join(lines)
 
 
-def _row(part: Part, unit: str) -> str:
+def row(part: Part, unit: str) -> str:
+    """A part in one line."""
     if part.kind == "gen":
         return f"gen     {part.what}, up to {part.size} tokens"
     if part.kind in ("literal", "forced"):
@@ -218,7 +219,7 @@ def as_mermaid(plan: Explained) -> str:
     for number, step in enumerate(plan.steps):
         node, label = (
             f"s{number}",
-            step.note or "<br/>".join(_row(p, plan.unit) for p in step.parts if p.kind != "value"),
+            step.note or "<br/>".join(row(p, plan.unit) for p in step.parts if p.kind != "value"),
         )
         escaped = label.replace('"', "#quot;").replace("\\n", " ")
         lines.append(f'  {node}["{escaped}"]')

@@ -52,7 +52,7 @@ class Plan:
         return msgspec.structs.replace(self.program, branches=(Branch(0, tuple(nodes), Context()),))
 
     def explain(self, form: str = "text") -> str:
-        """The plan as text, json or mermaid."""
+        """The plan as text, json or mermaid, or written to FILE.png."""
         return self._traced.explain(form)
 
 

@@ -241,7 +241,7 @@ class SglFunction:
     compile = trace
 
     def explain(self, *args: Any, form: str = "text", **options: Any) -> str:
-        """How the program would run: `form` is text, json or mermaid. With a backend that has a tokenizer, token counts too."""
+        """How the program would run: `form` is text, json, mermaid or FILE.png. A local backend counts tokens too."""
         try:
             return self.trace(*args, **options).explain(form)
         except TraceError as error:

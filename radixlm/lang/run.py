@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,9 +42,9 @@ from radixlm.lang.ir import (
     Text,
 )
 from radixlm.lang.ledger import Ledger
+from radixlm.lang.picture import draw
 from radixlm.lang.tracer import Placeholder, line_of_program, node_of
 from radixlm.lang.types import Kind, read
-
 
 _flying: set[Future[None]] = set()
 
@@ -279,12 +280,16 @@ class Run:
         return Program(name=self.name, branches=branches, stream=settings.stream, tools=settings.tools)
 
     def explain(self, form: str) -> str:
-        """The whole program, with what was measured beside it."""
-        if form not in FORMS:
-            raise ProgramError(f"form is {form}; it must be one of {', '.join(FORMS)}", program=self.name)
+        """The whole program, with what was measured beside it; a form that ends in .png is a file to write."""
+        if form not in FORMS and not form.endswith(".png"):
+            raise ProgramError(f"form is {form}; it must be one of {', '.join(FORMS)}, or FILE.png", program=self.name)
         program = self.whole()
         measure = self.backend.measure(program) if self.backend is not None else Measure()
-        return FORMS[form](explained(program, measure, self.ledger.usages))
+        plan = explained(program, measure, self.ledger.usages)
+        if form in FORMS:
+            return FORMS[form](plan)
+        draw(plan, Path(form))
+        return form
 
     def follow(self, future: Future[None], branches: list[int] | None = None) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""

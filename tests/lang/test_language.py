@@ -12,7 +12,10 @@ import pytest
 import radixlm as sgl
 from radixlm.engine.fake_runner import FakeRunner
 from radixlm.errors import InvalidRequest
+from radixlm.lang.chat import TemplateChat
 from radixlm.lang.ir import Argument, Branch, Context, Fork, Gen, Open, Program, Ref, Select, Text, verify
+from radixlm.messages import ShowCache
+from radixlm.text.template import ChatTemplate
 from tests.lang.harness import fake_backend
 
 
@@ -128,6 +131,61 @@ def test_a_plan_is_compiled_once_and_run_with_many_arguments(backend):
     assert "measured:" in measured and "18 forced" in measured
     with pytest.raises(sgl.ProgramError, match="question is not bound"):
         plan.run()
+
+
+def test_a_plan_is_drawn(backend, tmp_path):
+    pytest.importorskip("matplotlib")
+
+    @sgl.function
+    def program(s):
+        s += "begin"
+        forks = s.fork(2)
+        forks += lambda i: f"{i}:" + sgl.gen("x", max_tokens=2) + sgl.select("y", ["a", "b"])
+        s += forks[0]["x"] + "cost: $5"
+
+    file = tmp_path / "plan.png"
+    assert program.explain(form=str(file)) == str(file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(sgl.ProgramError, match="form is svg"):
+        program.explain(form="svg")
+
+
+def test_a_batch_pins_what_it_shares_until_it_ends(backend):
+    model, frontend = backend.model, backend.host.frontend
+    programs = [
+        two_stage.compile(question="the same long question, asked of everybody " + end).program for end in "abc"
+    ]
+
+    async def pins():
+        return (await frontend.engine.control(ShowCache(1)))["pins"]
+
+    async def run():
+        async with model.together(programs[::-1]) as order:
+            for _ in range(200):
+                if during := await pins():
+                    break
+                await asyncio.sleep(0.01)
+        return order, during, await pins()
+
+    order, during, after = backend.submit(run()).result(20)
+    assert list(order) == [2, 1, 0]  # a, b, c: neighbours share most
+    assert during[0]["num_tokens"] == len("Think about the same long question, asked of everybody ") and not after
+
+
+def test_tools_are_told_to_the_chat_template():
+    def weather(city: str, days: int = 1) -> str:
+        """What the weather will be."""
+        return f"{city} {days}"
+
+    program = sgl.function(tools=[weather, {"type": "function", "function": {"name": "other"}}])(lambda s: s.user("hi"))
+    described, other = program.compile().program.tools
+    assert described["function"]["description"] == "What the weather will be."
+    assert described["function"]["parameters"]["required"] == ["city"]
+    assert described["function"]["parameters"]["properties"]["days"] == {"type": "integer"}
+    template = ChatTemplate(
+        {"default": "{{ tools | map(attribute='function.name') | join(',') }}|{{ messages[0].content }}"}, {}, 99
+    )
+    assert TemplateChat(template, [described, other]).before(("user",)) == "weather,other|"
 
 
 def test_forks_share_their_beginning_and_gather_their_variables(backend):
