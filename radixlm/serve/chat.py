@@ -44,6 +44,8 @@ class ChatCompletions(Surface):
         self.check_model(body.model)
         _check(body)
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+        if tools:
+            tools.check_beside(body.response_format, "response_format")
         separates = body.separate_reasoning is not False
         reader = ReplyReader(self.frontend, self._format, tools, separates=separates)
         asked = _request(body, tools, reader)
@@ -58,7 +60,7 @@ def _request(body: schema.ChatCompletion, tools: Tools | None, reader: ReplyRead
     fields: dict[str, Any] = {**reader.fields, "max_tokens": tokens}
     if body.logprobs:
         fields["logprobs"] = body.top_logprobs or 0
-    names = {**NAMES, "prompt": "messages", "max_tokens": field}
+    names = {**NAMES, **reader.names, "prompt": "messages", "max_tokens": field}
     return make_request(body, _conversation(body, tools), fields, names)
 
 

@@ -25,8 +25,7 @@ class ReplyReader:
         self._tokenizer = frontend.tokenizer
         self._form = form
         self._tools = tools
-        # Constrained output has no room for thoughts before it.
-        self._tags = form.reasoning if separates and not (tools and tools.is_forced) else None
+        self._tags = form.reasoning if separates else None
 
     @property
     def own(self) -> CallSyntax:
@@ -40,6 +39,11 @@ class ReplyReader:
         hidden = any(self._tokenizer.token_id(word) in self._tokenizer.special_ids for word in words)
         constraint = self._tools.constraint(self.own) if self._tools else {}
         return {**constraint, "skip_special_tokens": False} if hidden else constraint
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the client calls the fields that constrain calls, for error messages."""
+        return dict.fromkeys(self._tools.constraint(self.own) if self._tools else (), "tools")
 
     def parser(self, item: Prepared) -> ReplyParser | None:
         """For one choice of `item`; None if its text is all content."""

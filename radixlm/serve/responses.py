@@ -69,6 +69,8 @@ class Responses(Surface):
         owner, own = current_caller().name, items_of(body.input or [])
         before = self.store.get(owner, body.previous_response_id).conversation if body.previous_response_id else []
         tools = tools_of(nested_tools(body.tools), body.tool_choice, parallel=body.parallel_tool_calls)
+        if tools:
+            tools.check_beside((body.text or {}).get("format"), "text.format")
         reader = ReplyReader(self.frontend, self._format, tools)
         turn = Turn(self._head(body), lambda: call_id(reader.own.call_id_chars))
         asked = _request(body, [*before, *own], tools, reader, turn.id)
@@ -199,7 +201,7 @@ def _request(
     fields: dict[str, Any] = {**reader.fields, "max_tokens": _max_tokens(body)}
     if body.top_logprobs is not None or _LOGPROBS in (body.include or ()):
         fields["logprobs"] = body.top_logprobs or 0
-    return msgspec.structs.replace(make_request(body, chat, fields, _NAMES), label=label)
+    return msgspec.structs.replace(make_request(body, chat, fields, {**_NAMES, **reader.names}), label=label)
 
 
 def _max_tokens(body: schema.ResponseRequest) -> int | None:

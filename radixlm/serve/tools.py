@@ -40,6 +40,12 @@ class Tools(msgspec.Struct, frozen=True):
         """Whether the reply is calls and nothing else."""
         return self.choice != "auto"
 
+    def check_beside(self, form: Json | None, name: str) -> None:
+        """Raises InvalidRequest where the reply must be calls and also of another format."""
+        if self.is_forced and form and form.get("type") not in (None, "text"):
+            text = f"{name} and a tool_choice that forces calls exclude each other; leave one out"
+            raise InvalidRequest(text, param=name)
+
     def syntax(self, own: CallSyntax) -> CallSyntax:
         """How the reply's calls are written by a model with this syntax of its own."""
         if self.choice == "named":

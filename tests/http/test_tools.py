@@ -253,3 +253,16 @@ def test_reasoning_that_the_prompt_opened_needs_no_opening_tag():
     body |= {"continue_final_message": True, "add_generation_prompt": False}
     message = post(body, "It is 4.</think>Four.", reasoning_parser="think")["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("Four.", "It is 4.")
+
+
+def test_a_forced_call_may_come_after_a_thought_that_the_prompt_opened():
+    body = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "<think>"}]}
+    body |= {"continue_final_message": True, "add_generation_prompt": False, "tools": TOOLS, "tool_choice": "required"}
+    said = 'Hm.\n</think>\n\n[{"name": "add", "arguments": {}}]'
+    message = post(body, said, reasoning_parser="think")["choices"][0]["message"]
+    assert (message["reasoning_content"], message["tool_calls"][0]["function"]["name"]) == ("Hm.", "add")
+
+
+def test_a_forced_call_excludes_another_format():
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    assert refusal({"tools": TOOLS, "tool_choice": "required", "response_format": schema})["param"] == "response_format"
