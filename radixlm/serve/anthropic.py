@@ -18,26 +18,33 @@ from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.anthropic_answer import ERRORS, WIRE, Answer
 from radixlm.serve.anthropic_schema import AnthropicMessage, CountedTokens, CountTokens, MessageAnswer, Messages
-from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
+from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.routes import EVENTS, Row
-from radixlm.serve.served import check_model
 from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.serve.surface import Surface
+from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
 from radixlm.types import SamplingParams
 
 Json = dict[str, Any]
 B = TypeVar("B", bound=CountTokens)
 
-_NAMES = {"prompt": "messages", "stop": "stop_sequences"}
+_NAMES = {
+    "prompt": "messages",
+    "stop": "stop_sequences",
+    "json_schema": "output_config.format",
+    "thinking_budget": "thinking.budget_tokens",
+}
+_CHOICES = {None: None, "auto": "auto", "any": "required", "none": "none"}
 
 
-class Anthropic:
+class Anthropic(Surface):
     """The routes of the Anthropic surface."""
 
     def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
+        super().__init__(frontend, config)
+        self._format = format_of(frontend, config)
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
@@ -51,9 +58,12 @@ class Anthropic:
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
-        body, headers = await self._read(request, Messages)
-        prepared = await until_disconnect(self._frontend.prepare([_request(body)]), request.receive)
-        answer = Answer(self._frontend, prepared[0], body.model)
+        body, headers = await self._taken(request, Messages)
+        tools = _tools_of(body)
+        reader = ReplyReader(self.frontend, self._format, tools)
+        asked = _request(body, tools, reader)
+        (prepared,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        answer = Answer(self.frontend, prepared, reader, body.model)
         if body.stream:
             return EventStream(answer.events(), headers, WIRE)
         whole = await until_disconnect(answer.whole(), request.receive)
@@ -61,26 +71,28 @@ class Anthropic:
 
     async def count_tokens(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens: the tokens that /v1/messages would compute for the same messages."""
-        body, headers = await self._read(request, CountTokens)
-        asked = GenerateRequest(prompt=_conversation(body), names=_NAMES)
-        tokens = await until_disconnect(self._frontend.tokens_of(asked), request.receive)
+        body, headers = await self._taken(request, CountTokens)
+        asked = GenerateRequest(prompt=_conversation(body, _tools_of(body)), names=_NAMES)
+        tokens = await until_disconnect(self.frontend.tokens_of(asked), request.receive)
         return JSONResponse({"input_tokens": len(tokens)}, headers=headers)
 
-    async def _read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, kind)
-        unknown = unknown_fields(raw, kind)
-        if self._config.strict_params:
-            refuse_unknown(unknown, kind)
-        check_model(body.model, self._config)
-        refuse_unsupported(body, ("mcp_servers", "tools"))
-        return body, ignored_header(unknown)
+    async def _taken(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
+        body, headers = await self.read(request, kind)
+        self.check_model(body.model)
+        refuse_unsupported(body, ("mcp_servers",))
+        return body, headers
 
 
-def _request(body: Messages) -> GenerateRequest:
-    fields = present(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k, json_schema=_schema_of(body))
+def _request(body: Messages, tools: Tools | None, reader: ReplyReader) -> GenerateRequest:
+    fields, schema = reader.fields, _schema_of(body)
+    if schema and tools and tools.is_forced:
+        text = "tool_choice asks for a call and output_config.format for another form; leave one out"
+        raise InvalidRequest(text, param="tool_choice")
+    budget = (body.thinking or {}).get("budget_tokens")
+    fields |= present(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
+    fields |= present(json_schema=schema, thinking_budget=budget)
     sampling = SamplingParams(max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), **fields)
-    return GenerateRequest(prompt=_conversation(body), sampling=sampling, names=_NAMES)
+    return GenerateRequest(prompt=_conversation(body, tools), sampling=sampling, names=_NAMES)
 
 
 def _schema_of(body: Messages) -> str | None:
@@ -95,7 +107,35 @@ def _schema_of(body: Messages) -> str | None:
     return msgspec.json.encode(schema).decode()
 
 
-def _conversation(body: CountTokens) -> Chat:
+def _tools_of(body: CountTokens) -> Tools | None:
+    """The tools in the one form that templates and the reader of the answer know."""
+    choice = body.tool_choice or {}
+    kind = choice.get("type")
+    if kind == "tool":
+        wanted: str | Json | None = {"type": "function", "function": {"name": choice.get("name")}}
+    elif kind in _CHOICES:
+        wanted = _CHOICES[kind]
+    else:
+        text = f"tool_choice.type is {show(kind)}; it must be auto, any, tool or none"
+        raise InvalidRequest(text, param="tool_choice")
+    tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
+    return tools_of(tools, wanted, parallel=not choice.get("disable_parallel_tool_use"))
+
+
+def _tool(tool: Json, name: str) -> Json:
+    if tool.get("type") not in (None, "custom"):
+        text = f"{name} is of type {show(tool.get('type'))}, which runs on a server; send tools that the client runs"
+        raise InvalidRequest(text, param=name)
+    function = present(
+        name=tool.get("name"),
+        description=tool.get("description"),
+        parameters=tool.get("input_schema"),
+        strict=tool.get("strict"),
+    )
+    return {"type": "function", "function": function}
+
+
+def _conversation(body: CountTokens, tools: Tools | None) -> Chat:
     chat: list[Json] = []
     if body.system:
         chat.append({"role": "system", "content": _text(body.system, "system")})
@@ -104,7 +144,7 @@ def _conversation(body: CountTokens) -> Chat:
     begun = bool(chat) and chat[-1]["role"] == "assistant" and not chat[-1].get("tool_calls")
     extra = {} if body.thinking is None else {"enable_thinking": body.thinking.get("type") != "disabled"}
     options = ChatOptions(add_generation_prompt=not begun, continue_final_message=begun, extra=extra)
-    return Chat(messages=tuple(chat), options=options)
+    return Chat(messages=tuple(chat), tools=tools.offered if tools else (), options=options)
 
 
 def _converted(message: AnthropicMessage, name: str) -> list[Json]:

@@ -23,12 +23,14 @@ from radixlm.serve.chat import ChatCompletions
 from radixlm.serve.completions import Completions
 from radixlm.serve.control import Control
 from radixlm.serve.embeddings import Embeddings
+from radixlm.serve.encode import Encoder
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.health import Health
 from radixlm.serve.hosts import Hosts, words
 from radixlm.serve.models import Models
 from radixlm.serve.native import Native
 from radixlm.serve.ollama import Ollama
+from radixlm.serve.ollama_models import OllamaModels
 from radixlm.serve.openapi import OpenApi
 from radixlm.serve.programs import Programs
 from radixlm.serve.responses import Responses
@@ -42,6 +44,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     health = Health(frontend, config)
     rows = [
         *_native(Native(frontend, config)),
+        *Encoder(frontend, config).rows(),
         *Tokens(frontend, config).rows(),
         *Control(frontend, config).rows(),
         *Completions(frontend, config).rows(),
@@ -51,6 +54,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *Models(frontend, config).rows(),
         *Anthropic(frontend, config).rows(),
         *Ollama(frontend, config).rows(),
+        *OllamaModels(frontend, config).rows(),
         *_health(health),
         *Cache(frontend, config).rows(),
         *Site(frontend).rows(),

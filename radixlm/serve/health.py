@@ -1,6 +1,6 @@
 """Health, facts and metrics: /live, /ready, /health, /model_info, /server_info, /v1/loads, /get_load, /metrics.
 
-/live: the event loop turns. /ready: work is accepted. /health: the engine's loop answered just now, over the path a
+/live: the event loop turns. /ready and /health: work is accepted, and the engine's loop answered just now, over the path a
 request takes.
 """
 
@@ -43,13 +43,13 @@ class Health:
 
     async def ready(self, request: Request) -> Response:
         """GET /ready: 200 if a request sent now would be taken."""
-        if self.draining:
-            raise NotReady("the server is shutting down")
         return await self.health(request)
 
     async def health(self, request: Request) -> Response:
-        """GET /health."""
+        """GET /health: the same; routers take a server out that says no."""
         del request
+        if self.draining:
+            raise NotReady("the server is shutting down")
         await self._ask("ping")
         return JSONResponse({"status": "ok"})
 

@@ -292,6 +292,13 @@ class Done(msgspec.Struct, kw_only=True):
     status: Literal["ok"]
 
 
+class Encoded(msgspec.Struct, kw_only=True):
+    """One answer of POST /encode."""
+
+    embedding: list[float]
+    meta_info: dict[str, Any]
+
+
 class Tokenized(msgspec.Struct, kw_only=True):
     """Answer of POST /tokenize."""
 

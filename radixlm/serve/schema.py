@@ -121,6 +121,24 @@ class Loads(msgspec.Struct, kw_only=True):
     format: str = "json"
 
 
+class Encode(msgspec.Struct, kw_only=True):
+    """Body of POST /encode. SGLang takes the last hidden state of a prompt; `pooling` mean takes the mean of all."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    rid: str | list[str] | None = None
+    pooling: Pooling | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    # Accepted and without effect here.
+    sampling_params: Any = None
+    # Refused by name when set.
+    image_data: Any = None
+    audio_data: Any = None
+    video_data: Any = None
+    lora_path: Any = None
+
+
 class Tokenize(msgspec.Struct, kw_only=True):
     """Body of POST /tokenize: `prompt` or `messages`."""
 

@@ -29,7 +29,8 @@ HOME = ROOT / ".venvs" / "clients"
 DOCS = ROOT / "docs" / "clients.md"
 MODEL = "smollm2-135m"
 INSTALL_S, RUN_S = 600, 420
-_LINE = re.compile(r"^(ok|FAILED) (.*?) [|] (.*)$", re.M)
+OUTCOME = re.compile(r"^(ok|FAILED) (.*?) [|] (.*)$", re.M)
+"""A line that a script prints for a check."""
 _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.S)
 
 
@@ -107,7 +108,7 @@ def run(client: Client, environment: dict[str, str]) -> Result:
         )
     except subprocess.SubprocessError as error:
         return Result(client, "?", (), f"{type(error).__name__}: {error}"[:200])
-    found = tuple((word == "ok", name, seen) for word, name, seen in _LINE.findall(done.stdout))
+    found = tuple((word == "ok", name, seen) for word, name, seen in OUTCOME.findall(done.stdout))
     failed = any(not held for held, _, _ in found)
     problem = "" if (done.returncode == 0) == (not failed) and found else f"ended with status {done.returncode}"
     if problem or failed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import httpx
 import pytest
 
 from radixlm.engine.fake import endless
+from radixlm.text.template import ChatTemplate
 from tests.http.harness import TOKENIZER, Server, with_server
 
 ASK = {"model": "fake", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
@@ -17,6 +19,48 @@ PROMPT = "<user>hi\n<assistant>"
 
 def ids(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special=False)
+
+
+TOOL = {
+    "name": "f",
+    "description": "Does f.",
+    "input_schema": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+}
+
+
+def says(text: str):
+    """A model that says just this."""
+    return lambda prompt, sampling: iter(ids(text))
+
+
+def call(name: str, x: int) -> str:
+    """A call as a model without a format of its own is taught to write it."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {{"x": {x}}}}}\n</tool_call>'
+
+
+def joined(events: list[dict]) -> list[dict]:
+    """The content that a stream's events build, as a client builds it."""
+    blocks: list[dict] = []
+    for event in events:
+        match event:
+            case {"type": "content_block_start", "index": index, "content_block": block}:
+                assert index == len(blocks)
+                blocks.append(dict(block))
+            case {
+                "type": "content_block_delta",
+                "index": index,
+                "delta": {"type": "input_json_delta", "partial_json": text},
+            }:
+                blocks[index]["json"] = blocks[index].get("json", "") + text
+            case {"type": "content_block_delta", "index": index, "delta": delta}:
+                kind = delta["type"].removesuffix("_delta")
+                blocks[index][kind] += delta[kind]
+    for block in blocks:
+        block.pop("id", None)
+        if "json" in block:
+            with contextlib.suppress(ValueError):
+                block["input"] = json.loads(block.pop("json"))
+    return blocks
 
 
 def ask(body: dict, path: str = "/v1/messages", status: int = 200, **options) -> dict:
@@ -148,10 +192,68 @@ def test_results_of_tools_are_messages_of_their_own_in_their_place():
             {"type": "text", "text": "and?"},
         ]},
     ]  # fmt: skip
-    call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'  # for a template that knows no tools
-    results = "".join(f"<user><tool_response>\n{n}\n</tool_response>\n" for n in (42, 43))
-    expected = f"<user>go\n<assistant>{call}\n{results}<user>and?\n<assistant>"
-    assert prompts({**ASK, "messages": messages}) == expected
+    assert prompts({**ASK, "messages": messages}) == (
+        '<user>go\n<assistant><tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+        "<user><tool_response>\n42\n</tool_response>\n<user><tool_response>\n43\n</tool_response>\n<user>and?\n<assistant>"
+    )
+
+
+def test_calls_are_blocks_of_their_own_whole_and_streamed():
+    def without_id(block: dict) -> dict:
+        assert block.pop("id").startswith("toolu_")
+        return block
+
+    said = f"<think>hm</think>Let me see.\n{call('f', 1)}\n{call('g', 2)}"
+    options = {"continuation": says(said), "reasoning_parser": "think"}
+    body = {**ASK, "max_tokens": 300, "tools": [TOOL, {**TOOL, "name": "g"}]}
+    answer, events = ask(body, **options), stream(body, **options)
+    assert [without_id(block) if block["type"] == "tool_use" else block for block in answer["content"]] == [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "Let me see."},
+        {"type": "tool_use", "name": "f", "input": {"x": 1}},
+        {"type": "tool_use", "name": "g", "input": {"x": 2}},
+    ]
+    assert answer["stop_reason"] == events[-2]["delta"]["stop_reason"] == "tool_use"
+    assert joined(events) == answer["content"]
+
+
+def test_what_looked_like_a_call_and_is_none_comes_as_text():
+    said = 'Now <tool_call>{"name": "f", "arguments": {"x": oops}}</tool_call>'
+    body = {**ASK, "tools": [TOOL]}
+    answer = ask(body, continuation=says(said))
+    assert {block["type"] for block in answer["content"]} == {"text"}
+    assert ("".join(block["text"] for block in answer["content"]), answer["stop_reason"]) == (said, "end_turn")
+    blocks = joined(stream(body, continuation=says(said)))
+    assert "".join(block.get("text", "") for block in blocks) == said
+
+
+def test_a_call_that_must_come_is_constrained_and_read():
+    async def test(server: Server):
+        choice = {"type": "tool", "name": "f"}
+        answer = (await server.post("/v1/messages", {**ASK, "tools": [TOOL], "tool_choice": choice})).json()
+        assert [block["input"] for block in answer["content"]] == [{"x": 3}]
+        assert answer["stop_reason"] == "tool_use"
+        assert json.loads(server.engine.requests[0].script[0].sampling.json_schema) == TOOL["input_schema"]
+
+    with_server(test, continuation=says('{"x": 3}'))
+
+
+def test_tools_reach_the_prompt_unless_none_may_be_called():
+    body = {**ASK, "tools": [TOOL]}
+    assert "Does f." in prompts(body)
+    assert "Does f." not in prompts({**body, "tool_choice": {"type": "none"}})
+    counted = {key: body[key] for key in ("model", "messages", "tools")}
+    assert ask(counted, "/v1/messages/count_tokens")["input_tokens"] == len(prompts(body))
+
+
+def test_a_schema_for_the_answer_reaches_the_sampler():
+    async def test(server: Server):
+        form = {"type": "json_schema", "schema": {"type": "object"}}
+        for body in ({"output_config": {"format": form}}, {"output_format": form}):
+            await server.post("/v1/messages", {**ASK, **body})
+            assert server.engine.requests[-1].script[0].sampling.json_schema == '{"type":"object"}'
+
+    with_server(test)
 
 
 def test_a_last_message_of_the_assistant_is_gone_on_from():
@@ -179,6 +281,9 @@ def test_count_tokens_counts_what_messages_computes():
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_request_error", "role"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, 400, "invalid_request_error", "image"),
         ({"mcp_servers": [{}]}, 400, "invalid_request_error", "mcp_servers"),
+        ({"tools": [{"type": "web_search_20250305", "name": "s"}]}, 400, "invalid_request_error", "web_search"),
+        ({"tools": [TOOL], "tool_choice": {"type": "maybe"}}, 400, "invalid_request_error", "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tool_choice"),
     ],
 )  # fmt: skip
 def test_errors_have_anthropics_envelope_and_name_the_field(change, status, kind, word):
@@ -206,6 +311,25 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event():
         assert events[-1]["error"]["type"] == "api_error"
 
     with_server(test, continuation=endless, delay_s=0.005)
+
+
+def test_thinking_has_its_budget_and_can_be_switched_off():
+    template = "{% if enable_thinking is defined %}[{{ enable_thinking }}]{% endif %}{{ messages[0].content }}"
+
+    async def test(server: Server):
+        server.frontend.template = ChatTemplate({"default": template}, {}, 1024)
+        for thinking, shown, budget in (
+            ({"type": "enabled", "budget_tokens": 2000}, "[True]hi", 2000),
+            ({"type": "disabled"}, "[False]hi", None),
+            (None, "hi", None),
+        ):
+            answer = await server.post("/v1/messages", {**ASK, "thinking": thinking})
+            assert answer.json()["content"] == [{"type": "text", "text": shown}]
+            assert server.engine.requests[-1].script[0].sampling.thinking_budget == budget
+        answer = await server.post("/v1/messages", {**ASK, "thinking": {"type": "enabled", "budget_tokens": "all"}})
+        assert "thinking.budget_tokens" in answer.json()["error"]["message"]
+
+    with_server(test)
 
 
 def test_unknown_fields_are_ignored_and_named():

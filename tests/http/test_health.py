@@ -34,11 +34,11 @@ def test_a_dead_engine_fails_health_and_readiness_but_not_liveness():
     with_server(test)
 
 
-def test_a_draining_server_is_well_but_not_ready():
+def test_a_draining_server_is_alive_but_tells_routers_to_leave_it_out():
     async def test(server: Server):
         server.app.state.health.draining = True
-        assert (await server.client.get("/ready")).status_code == 503
-        assert (await server.client.get("/health")).status_code == 200
+        codes = [(await server.client.get(path)).status_code for path in ("/live", "/ready", "/health")]
+        assert codes == [200, 503, 503]
 
     with_server(test)
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from radixlm.engine.fake import endless
-from tests.http.harness import Server, with_server
+from tests.http.harness import TOKENIZER, Server, with_server
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 PROMPT = "<user>hi\n<assistant>"
@@ -95,6 +95,32 @@ def test_log_probabilities_stand_beside_the_text():
     answer = ask("/api/chat", {**CHAT, "logprobs": True, "top_logprobs": 1, "options": {"num_predict": 2}})
     assert [entry["token"] for entry in answer["logprobs"]] == ["<", "u"]
     assert len(answer["logprobs"][0]["top_logprobs"]) == 1
+
+
+def test_thoughts_and_calls_stand_apart_whole_and_streamed():
+    said = '<think>hm</think>So.\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+    body = {**CHAT, "tools": [{"type": "function", "function": function}]}
+    options = {"continuation": lambda *_: iter(TOKENIZER.encode(said, add_special=False)), "reasoning_parser": "think"}
+    message = ask("/api/chat", body, **options)["message"]
+    calls = [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    assert message == {"role": "assistant", "content": "So.", "thinking": "hm", "tool_calls": calls}
+    found = [line["message"] for line in lines("/api/chat", body, **options)]
+    assert "".join(line["content"] for line in found) == "So."
+    assert "".join(line.get("thinking", "") for line in found) == "hm"
+    assert [call for line in found for call in line.get("tool_calls", ())] == calls
+    plain = ask("/api/generate", {"model": "fake", "prompt": "x"}, **options)
+    assert plain["thinking"] == "hm"
+    assert plain["response"].startswith("So.")
+
+
+def test_vectors_have_length_one_and_the_older_form_gives_one():
+    answer = ask("/api/embed", {"model": "fake", "input": ["one", "other"]})
+    assert len(answer["embeddings"]) == 2
+    assert [round(sum(x * x for x in vector), 5) for vector in answer["embeddings"]] == [1, 1]
+    assert answer["prompt_eval_count"] == 8
+    assert len(ask("/api/embed", {"model": "fake", "input": "one"})["embeddings"]) == 1
+    assert len(ask("/api/embeddings", {"model": "fake", "prompt": "one"})["embedding"]) == 8
 
 
 def test_a_request_without_a_prompt_loads_the_model():

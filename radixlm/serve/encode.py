@@ -1,0 +1,82 @@
+"""POST /encode: vectors of prompts as SGLang's clients know them, of length 1."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from radixlm.engine.output import Embedding
+from radixlm.engine.validate import GenerateRequest
+from radixlm.errors import InvalidRequest
+from radixlm.serve.convert import refuse_unsupported, split_prompts
+from radixlm.serve.embeddings import unit
+from radixlm.serve.replies import Encoded
+from radixlm.serve.routes import Row
+from radixlm.serve.schema import Encode
+from radixlm.serve.sse import until_disconnect
+from radixlm.serve.surface import Surface
+from radixlm.types import SamplingParams
+
+_NAMES = {"namespace": "cache_salt", "label": "rid"}
+
+
+class Encoder(Surface):
+    """The route of vectors in SGLang's words."""
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        answer = Encoded | list[Encoded]
+        return [Row("/encode", self.encode, "inference", ("POST", "PUT"), Encode, None, answer)]
+
+    async def encode(self, request: Request) -> Response:
+        """POST /encode: {embedding, meta_info}, a list of them for a list of prompts."""
+        start = time.perf_counter()
+        body, headers = await self.read(request, Encode)
+        refuse_unsupported(body, ("image_data", "audio_data", "video_data", "lora_path"))
+        asked, is_list = _requests(body)
+        prepared = await until_disconnect(self.frontend.prepare(asked), request.receive)
+        found = await until_disconnect(self.frontend.embed(prepared), request.receive)
+        took_s = time.perf_counter() - start
+        answers = [_answer(each, item.label, took_s) for each, item in zip(found, asked)]
+        whole = msgspec.json.encode(answers if is_list else answers[0])
+        return Response(whole, 200, headers, media_type="application/json")
+
+
+def _requests(body: Encode) -> tuple[list[GenerateRequest], bool]:
+    if (body.text is None) == (body.input_ids is None):
+        raise InvalidRequest("send one of text and input_ids", param="text")
+    name = "text" if body.text is not None else "input_ids"
+    prompts, is_list = split_prompts(body.text if body.text is not None else body.input_ids or [], name)
+    rids = body.rid if isinstance(body.rid, list) else [body.rid or ""] * len(prompts)
+    if len(rids) != len(prompts):
+        raise InvalidRequest(f"rid has {len(rids)} entries for {len(prompts)} prompts; send one for each", param="rid")
+    requests = [
+        GenerateRequest(
+            prompt=prompt,
+            sampling=SamplingParams(max_tokens=0),
+            pooling=body.pooling or "last",
+            namespace=body.cache_salt or "",
+            priority=body.priority or 0,
+            label=rid,
+            names={**_NAMES, "prompt": name},
+        )
+        for prompt, rid in zip(prompts, rids)
+    ]
+    return requests, is_list
+
+
+def _answer(found: Embedding, rid: str, took_s: float) -> dict[str, Any]:
+    meta = {
+        "id": rid or uuid.uuid4().hex,
+        "finish_reason": {"type": "length", "length": 0},
+        "prompt_tokens": found.usage.prompt_tokens,
+        "cached_tokens": found.usage.cached_tokens,
+        "e2e_latency": took_s,
+    }
+    return {"embedding": unit(np.frombuffer(found.vector, dtype="<f4")).tolist(), "meta_info": meta}
