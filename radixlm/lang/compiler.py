@@ -49,10 +49,10 @@ class Compiled:
     segments: Mapping[int, tuple[Segment, ...]]
 
 
-def compile_program(program: Program, max_parts: int, arguments: Mapping[str, str] | None = None) -> Compiled:
-    """All passes. Raises ProgramError for a program that cannot run."""
-    for make in (lambda p: bound(p, arguments or {}), folded):
-        program = make(program)
+def compile_program(program: Program, max_parts: int) -> Compiled:
+    """All passes over a bound program, verified before and after. Raises ProgramError for one that cannot run."""
+    verify(program)
+    program = folded(program)
     verify(program)
     return Compiled(program, {b.id: tuple(segments(b, max_parts)) for b in program.branches})
 

@@ -46,9 +46,7 @@ class Ledger:
         """The next event of this program."""
         with self._changed:
             self._enter(event)
-            self._changed.notify_all()
-            for wake in self._watchers:
-                wake()
+            self._wake()
 
     def _enter(self, event: Event) -> None:  # hot
         match event:
@@ -71,16 +69,17 @@ class Ledger:
         """Nothing more will come; the first error is the one that counts."""
         with self._changed:
             self.error = self.error or error
-            self._changed.notify_all()
-            for wake in self._watchers:
-                wake()
+            self._wake()
 
     def touch(self) -> None:
         """Something else changed that waiters look at."""
         with self._changed:
-            self._changed.notify_all()
-            for wake in self._watchers:
-                wake()
+            self._wake()
+
+    def _wake(self) -> None:  # hot
+        self._changed.notify_all()
+        for wake in self._watchers:
+            wake()
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Until it is ready. Raises the error that ended the program if it will never be."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import msgspec
 
 from radixlm.lang.backends.api import Backend
+from radixlm.lang.compiler import bound
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.explain import constant_nodes
-from radixlm.lang.ir import Argument, Branch, Context, Gen, Node, Program, Text
-from radixlm.lang.run import Run, Track, fly
+from radixlm.lang.ir import Argument, Branch, Context, Gen, Node, Program
+from radixlm.lang.run import Run, fly
 from radixlm.lang.state import ProgramState
 from radixlm.types import SamplingParams
 
@@ -35,7 +36,10 @@ class Plan:
             raise ProgramError(f"there is no open argument {unknown[0]}", program=self.program.name)
         where = backend or self._traced.backend or default_backend()
         run = Run(self.program.name, where, self._traced.settings, live=True)
-        run.tracks = [_given(track, arguments) for track in self._traced.tracks]
+        nodes = {branch.id: list(branch.nodes) for branch in bound(self.program, arguments).branches}
+        run.tracks = [
+            replace(t, variables=dict(t.variables), nodes=nodes[t.id], num_sent=0) for t in self._traced.tracks
+        ]
         run.returned = True
         run.follow(where.submit(fly(where, [run.program()], [run])))
         run.wait(lambda: run.done)
@@ -54,13 +58,3 @@ class Plan:
     def explain(self, form: str = "text") -> str:
         """The plan as text, json or mermaid, or written to FILE.png."""
         return self._traced.explain(form)
-
-
-def _given(track: Track, arguments: dict[str, Any]) -> Track:
-    def give(node: Node) -> Node:
-        if isinstance(node, Argument) and node.name in arguments:
-            return Text(text=arguments[node.name], line=node.line)
-        return node
-
-    nodes = [give(node) for node in track.nodes]
-    return Track(track.id, dict(track.variables), nodes, in_message=track.in_message, counts=dict(track.counts))

@@ -166,16 +166,20 @@ class SglFunction:
             if not run.num_reads:
                 raise
             run.refusals.append(TraceError(f"{type(error).__name__}: {error}", line=_line_in(error, self.func)))
+        self._dependent = self._refusal(run)
+        if self._dependent is not None:
+            return None
+        run.live = run.returned = True
+        return state
+
+    def _refusal(self, run: Run) -> TraceError | None:
+        """Why what was traced cannot be trusted to be the program."""
         if run.num_reads and not run.refusals and (line := catching_line(self.func)):
             run.refusals.append(
                 TraceError("it catches exceptions, so what it does with values cannot be seen", line=line)
             )
-        if run.refusals:
-            refusal = run.refusals[0]
-            self._dependent = TraceError(refusal.reason, program=self.name, line=refusal.line)
-            return None
-        run.live = run.returned = True
-        return state
+        first = run.refusals[0] if run.refusals else None
+        return first and TraceError(first.reason, program=self.name, line=first.line)
 
     def _live(self, call: Call, backend: Backend) -> ProgramState:
         return self._state(call, backend, live=True)
@@ -229,13 +233,8 @@ class SglFunction:
             run.refusals.append(
                 TraceError("an argument that is not given was used for more than text", program=self.name)
             )
-        if run.num_reads and not run.refusals and (line := catching_line(self.func)):
-            run.refusals.append(
-                TraceError("it catches exceptions, so what it does with values cannot be seen", line=line)
-            )
-        if run.refusals:
-            refusal = run.refusals[0]
-            raise TraceError(refusal.reason, program=self.name, line=refusal.line) from None
+        if (refusal := self._refusal(run)) is not None:
+            raise refusal from None
         return Plan(run)
 
     compile = trace

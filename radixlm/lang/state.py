@@ -11,6 +11,7 @@ from radixlm.lang.errors import ProgramError
 from radixlm.lang.ir import Ref, TextEvent
 from radixlm.lang.meta import chunk_meta, meta_info
 from radixlm.lang.run import Generated, Run, Track
+from radixlm.lang.sequence import Sequence as Held
 from radixlm.lang.tracer import Placeholder, line_of_program
 
 
@@ -121,12 +122,7 @@ class ProgramState:
     def messages(self) -> list[dict[str, str]]:
         """The conversation: role and content of each message."""
         self._settle("messages()")
-        context = self._run.ledger.contexts[self._track.id]
-        text = context.text
-        return [
-            {"role": turn.role, "content": text[turn.start : turn.end if turn.end >= 0 else None]}
-            for turn in context.turns
-        ]
+        return Held(self._run.ledger.contexts[self._track.id]).messages()
 
     def sync(self) -> None:
         """Waits until this branch has run as far as it is written."""
