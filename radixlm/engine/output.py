@@ -148,7 +148,7 @@ class Output:
 
     def _take_tokens(self, tokens: bytes, delta: Delta) -> None:  # hot
         delta.tokens = []
-        for token in from_bytes(tokens).tolist():
+        for token in memoryview(tokens).cast("i"):
             delta.tokens.append(token)
             self._num_tokens += 1
             delta.text += self._text_of(token)

@@ -6,6 +6,7 @@ Runs on one event loop. A slow reader's frames merge into one, so what waits for
 from __future__ import annotations
 
 import asyncio
+import struct
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from radixlm.messages import Detail, Ended, Outputs, Pooled
 from radixlm.types import Request
 
 Frames = AsyncGenerator[Outputs, None]
+_encode_key = struct.Struct("=q").pack
 
 _RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
 """Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
@@ -85,9 +87,9 @@ class Stream:
             self._waiter.set_result(None)
 
     def _pack(self, frame: _Frame) -> Outputs:
-        keys = array("q", (self.request.key,)) * len(frame.tokens)
+        keys = _encode_key(self.request.key) * len(frame.tokens)
         ended = () if frame.ended is None else (frame.ended,)
-        return Outputs(keys.tobytes(), frame.tokens.tobytes(), tuple(frame.details), ended)
+        return Outputs(keys, frame.tokens.tobytes(), tuple(frame.details), ended)
 
 
 class Streams:

@@ -14,7 +14,7 @@ from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion, Delta, Usage
 from radixlm.errors import Aborted, InvalidRequest
 from radixlm.serve import logprobs, schema
-from radixlm.serve.sse import DONE, event
+from radixlm.serve.sse import DONE
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish
 
@@ -64,6 +64,8 @@ class Answer:
         self._with_token_ids = bool(body.return_token_ids)
         self._with_running_usage = bool(options and options.continuous_usage_stats)
         self._head: Json = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        begin = msgspec.json.encode({**self._head, "object": self._chunk_kind})
+        self._begin = b'data: %b,"choices":' % begin[:-1]  # of every event, encoded once
 
     async def whole(self) -> bytes:
         """The JSON of the whole answer."""
@@ -98,12 +100,12 @@ class Answer:
         yield DONE
 
     def _chunk(self, choices: list[Json], results: list[Completion]) -> bytes:  # hot
-        chunk = {**self._head, "object": self._chunk_kind, "choices": choices}
+        encoded = msgspec.json.encode(choices)
         if self._with_running_usage or (self._with_usage and not choices):
-            chunk["usage"] = self._usage(results)
-        elif self._with_usage:
-            chunk["usage"] = None
-        return event(msgspec.json.encode(chunk))
+            usage = b',"usage":' + msgspec.json.encode(self._usage(results))
+        else:
+            usage = b',"usage":null' if self._with_usage else b""
+        return b"%b%b%b}\n\n" % (self._begin, encoded, usage)
 
     def _usage(self, results: list[Completion]) -> Json:
         """Each prompt counts once, whatever n is."""

@@ -46,6 +46,12 @@ def test_dashboards_and_alerts_ask_for_metrics_that_exist(path):
     assert named <= known_metrics(), named - known_metrics()
 
 
+def test_the_page_on_operations_names_every_metric_of_a_frontend():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for family in Metrics().registry.collect():
+        assert f"`{family.name}" in page, family.name
+
+
 def test_the_dashboard_has_no_two_panels_in_one_place():
     panels = json.loads((DEPLOY / "grafana" / "radixlm.json").read_text())["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
