@@ -1,7 +1,7 @@
 """Random tokens under temperature, top-k, top-p and min-p, a row per program, without a sort.
 
 Weights are non-negative floats, so their bits order them. The cut is the smallest bit pattern above which fewer than k
-weights, or less than p of their sum, lie; it is found bit by bit. Sums are of whole numbers and come out the same in any
+weights, or less than p of their sum, lie; it is found by halving. Sums are of whole numbers and come out the same in any
 order, so a token does not depend on the number of rows or on timing (see `radixlm.ops.draw`, the oracle).
 """
 
@@ -21,6 +21,7 @@ ONE = tl.constexpr(0x3F800000)
 """The bits of 1.0, the largest weight."""
 
 _BLOCK = 4096
+_COARSE = 9  # halvings after which few weights are left between the bounds
 
 
 @triton.jit
@@ -51,28 +52,64 @@ def _above(weights, bits, floor, scale, VOCAB, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _cut(weights, total, top_k, top_p, scale, VOCAB, BLOCK: tl.constexpr):
+def _pack(weights, packed, low, high, scale, VOCAB, BLOCK: tl.constexpr):
+    """Copies the weights with low < bits <= high; (how many, how many have larger bits, the sum of those)."""
+    found = tl.full((), 0, tl.int32)
+    count = tl.zeros((BLOCK,), tl.int32)
+    total = tl.zeros((BLOCK,), tl.int64)
+    tl.debug_barrier()
+    for start in range(0, VOCAB, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        weight = tl.load(weights + index, mask=index < VOCAB, other=0.0)
+        bits = weight.to(tl.int32, bitcast=True)
+        wanted = ((bits > low) & (bits <= high) & (index < VOCAB)).to(tl.int32)
+        tl.store(packed + found + tl.cumsum(wanted, axis=0) - 1, weight, mask=wanted > 0)
+        found += tl.sum(wanted, axis=0)
+        over = (bits > high) & (index < VOCAB)
+        count += over.to(tl.int32)
+        total += tl.where(over, (weight * scale).to(tl.int64), 0)
+    tl.debug_barrier()
+    return found, tl.sum(count, axis=0), tl.sum(total, axis=0)
+
+
+@triton.jit
+def _find(
+    weights, packed, low, wanted, scale, VOCAB,
+    BY_COUNT: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The smallest bits >= low above which there is less than wanted; (bits, count above them, sum above them).
+
+    A few halvings look at all weights; the others only at those that may still be the cut.
+    """
+    high = tl.full((), ONE, tl.int32)
+    for _ in range(COARSE):
+        middle = (low + high) // 2
+        count, total = _above(weights, middle, 0.0, scale, VOCAB, BLOCK)
+        enough = count < wanted if BY_COUNT else total.to(tl.float64) < wanted
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, tl.minimum(middle + 1, high))
+    found, more, larger = _pack(weights, packed, low - 1, high, scale, VOCAB, BLOCK)
+    while low < high:
+        middle = (low + high) // 2
+        count, total = _above(packed, middle, 0.0, scale, found, BLOCK)
+        enough = count + more < wanted if BY_COUNT else (total + larger).to(tl.float64) < wanted
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle + 1)
+    count, total = _above(packed, low, 0.0, scale, found, BLOCK)
+    return low, count + more, total + larger
+
+
+@triton.jit
+def _cut(weights, packed, total, top_k, top_p, scale, VOCAB, COARSE: tl.constexpr, BLOCK: tl.constexpr):
     """(bits, ties): weights with larger bits are kept, and the first `ties` of those with the same."""
     cut, ties, mass = tl.full((), 0, tl.int32), VOCAB, total
     if top_k < VOCAB:
-        high = tl.full((), ONE, tl.int32)
-        while cut < high:
-            middle = (cut + high) // 2
-            count, _ = _above(weights, middle, 0.0, scale, VOCAB, BLOCK)
-            high = tl.where(count < top_k, middle, high)
-            cut = tl.where(count < top_k, cut, middle + 1)
-        count, larger = _above(weights, cut, 0.0, scale, VOCAB, BLOCK)
+        cut, count, larger = _find(weights, packed, cut, top_k, scale, VOCAB, True, COARSE, BLOCK)
         ties = top_k - count
         mass = larger + ties * (cut.to(tl.float32, bitcast=True) * scale).to(tl.int64)
     if top_p < 1.0:
-        least, high, wanted = cut, tl.full((), ONE, tl.int32), top_p * mass.to(tl.float64)
-        while cut < high:
-            middle = (cut + high) // 2
-            _, larger = _above(weights, middle, 0.0, scale, VOCAB, BLOCK)
-            enough = larger.to(tl.float64) < wanted
-            high = tl.where(enough, middle, high)
-            cut = tl.where(enough, cut, middle + 1)
-        _, larger = _above(weights, cut, 0.0, scale, VOCAB, BLOCK)
+        least, wanted = cut, top_p * mass.to(tl.float64)
+        cut, _, larger = _find(weights, packed, cut, wanted, scale, VOCAB, False, COARSE, BLOCK)
         each = (cut.to(tl.float32, bitcast=True) * scale).to(tl.int64)
         # Ties are kept as long as what comes before them is less than wanted; one token always is.
         missing = (wanted - larger.to(tl.float64)) / tl.maximum(each, 1).to(tl.float64)
@@ -85,12 +122,13 @@ def _cut(weights, total, top_k, top_p, scale, VOCAB, BLOCK: tl.constexpr):
 
 @triton.jit
 def _choose_kernel(
-    logits, largest, temperature, top_k, top_p, min_p, uniform, weights, tokens, VOCAB, scale,
-    CUT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    logits, largest, temperature, top_k, top_p, min_p, uniform, weights, packed, tokens, VOCAB, scale,
+    CUT: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     follow(OVERLAP)
     row = tl.program_id(0)
     weights += row.to(tl.int64) * VOCAB
+    packed += row.to(tl.int64) * VOCAB
     total = _weigh(
         logits + row.to(tl.int64) * VOCAB,
         weights,
@@ -104,7 +142,9 @@ def _choose_kernel(
     floor = tl.load(min_p + row)
     cut, ties = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
     if CUT:
-        cut, ties = _cut(weights, total, tl.load(top_k + row), tl.load(top_p + row), scale, VOCAB, BLOCK)
+        cut, ties = _cut(
+            weights, packed, total, tl.load(top_k + row), tl.load(top_p + row), scale, VOCAB, COARSE, BLOCK
+        )
     _, kept = _above(weights, cut, floor, scale, VOCAB, BLOCK)
     at_cut = cut.to(tl.float32, bitcast=True)
     if CUT:
@@ -134,9 +174,10 @@ def choose(logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch
     """See `radixlm.ops.api.Ops.choose`: logits float32 [rows, vocab], largest float32 [rows] -> int64 [rows]."""
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    weights, packed = torch.empty_like(logits), torch.empty_like(logits)
     _choose_kernel[(rows,)](
         logits, largest, choice.temperature, choice.top_k, choice.top_p, choice.min_p, choice.uniform,
-        torch.empty_like(logits), tokens, vocab, 2.0 ** (52 - (vocab - 1).bit_length()), choice.cut, _BLOCK,
+        weights, packed, tokens, vocab, 2.0 ** (52 - (vocab - 1).bit_length()), choice.cut, _COARSE, _BLOCK,
         num_warps=16, **launch_options(logits.device),
     )  # fmt: skip
     return tokens
