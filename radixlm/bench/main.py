@@ -278,6 +278,22 @@ def _masks(options: argparse.Namespace) -> Measured:
     return masks.measure(options.tokenizer, options.schemas, options.count, environments)
 
 
+# -- grammar ----------------------------------------------------------------------------------------------------------
+
+
+def _add_grammar(kind: argparse.ArgumentParser) -> None:
+    kind.add_argument("--model", default="smollm2-135m", help="model name or folder (default: smollm2-135m)")
+    kind.add_argument("--schemas", type=Path, default=None, help="JSON lines with a schema as `data`, to compile")
+    kind.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    kind.set_defaults(run=_measured(_grammar))
+
+
+def _grammar(options: argparse.Namespace) -> Measured:
+    from radixlm.bench import grammar
+
+    return Measured(grammar.measure(options.model, options.schemas, options.repeats, _progress))
+
+
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +319,7 @@ KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "step": (_add_step, "One forward pass of the model at given batch and context."),
     "sched": (_add_sched, "What the scheduler costs per step, without a model."),
     "frontend": (_add_frontend, "What HTTP costs and bears: streams, idle connections, disconnects, overload."),
+    "grammar": (_add_grammar, "What constraints cost, what jump-forward saves, how long schemas take to compile."),
     "programs": (_add_programs, "Programs of the language beside the same flows as plain HTTP calls."),
     "masks": (_add_masks, "Masks and compilation of constraints with a real vocabulary, beside other libraries."),
     "report": (_add_report, "Shows a stored run, or compares two."),
