@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from radixlm.bench.results import OURS, Measure
+from radixlm.config import Config
 from radixlm.engine.grammars import token_vocabulary
 from radixlm.engine.llm import LLM
 from radixlm.errors import InvalidRequest
@@ -38,8 +39,8 @@ NAMES = ("Ann", "Bob", "Chen 陈", "Dora", "Emil", "Fatima", "Gus", "Hana")
 
 def measure(model: str, schemas: Path | None, repeats: int, progress: Callable[[str], None]) -> list[Measure]:
     """All three; compilation only where there is a file of schemas, one JSON object with `data` a line."""
-    options = {"max_running": BATCH, "kv_tokens": 16_384, "prefix_cache": False, "log_level": "error"}
-    with LLM(model, **options) as jumping, LLM(model, jump_forward=False, **options) as plain:
+    config = Config(model=model, max_running=BATCH, kv_tokens=16_384, prefix_cache=False, log_level="error")
+    with LLM(config=config) as jumping, LLM(config=config.replace(jump_forward=False)) as plain:
         found = [*_masks(plain, repeats, progress), *_jumps(jumping, plain, repeats, progress)]
         if schemas is not None:
             progress(f"compilation of {schemas}")

@@ -15,7 +15,7 @@ from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
 from radixlm.serve.answer import Answer
 from radixlm.serve.chat_shape import ChatShape
-from radixlm.serve.convert import check_format, present, refuse_unsupported
+from radixlm.serve.convert import present, refuse_unsupported
 from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.replies import ChatAnswer
 from radixlm.serve.routes import Row
@@ -79,7 +79,6 @@ def _check(body: schema.ChatCompletion) -> None:
         raise InvalidRequest("messages is empty; send at least one message", param="messages")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    check_format(body.response_format)
     for i, message in enumerate(body.messages):
         if message.role not in _ROLES:
             name = f"messages[{i}].role"

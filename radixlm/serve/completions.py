@@ -9,7 +9,7 @@ from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
 from radixlm.serve.answer import Answer, TextShape
-from radixlm.serve.convert import check_format, present, refuse_unsupported, split_prompts
+from radixlm.serve.convert import present, refuse_unsupported, split_prompts
 from radixlm.serve.replies import TextAnswer
 from radixlm.serve.routes import Row
 from radixlm.serve.sse import until_disconnect
@@ -42,7 +42,6 @@ def _requests(body: schema.Completion) -> list[GenerateRequest]:
     if body.suffix:
         text = "suffix is set; this model only continues texts: put all of it into prompt, and leave suffix out"
         raise InvalidRequest(text, param="suffix")
-    check_format(body.response_format)
     n = 1 if body.n is None else body.n
     if body.best_of not in (None, 1, n):
         raise InvalidRequest(f"best_of is {body.best_of}; it must equal n, {n}, or be left out", param="best_of")

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.schema import Sampling
@@ -51,14 +50,6 @@ def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | list[
         if isinstance(item, int):
             raise InvalidRequest(f"{param}[{i}] is a token id among prompts; send all ids or all prompts", param=param)
     return prompt, True
-
-
-def check_format(response_format: dict[str, Any] | None) -> None:
-    """Only plain text is generated so far."""
-    if response_format and response_format.get("type") != "text":
-        kind = show(response_format.get("type"))
-        text = f"response_format of type {kind} is not supported by this version; leave it out"
-        raise InvalidRequest(text, param="response_format")
 
 
 def choices_agree(counts: Iterable[int]) -> None:

@@ -24,7 +24,8 @@ from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import Error, InvalidRequest
 from radixlm.serve import logprobs, schema
 from radixlm.serve.chat_shape import call_id
-from radixlm.serve.convert import check_format, present, refuse_unsupported
+from radixlm.serve.constraints import format_fields
+from radixlm.serve.convert import present, refuse_unsupported
 from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.replies import Deleted, InputItems, ResponseAnswer
 from radixlm.serve.response_items import Json, items_of, messages_of, nested_tools
@@ -188,7 +189,6 @@ def _check(body: schema.ResponseRequest) -> None:
         raise InvalidRequest(f"{field} does not go with background; ask for the response by its id", param=field)
     if body.n not in (None, 1):
         raise InvalidRequest(f"n is {body.n}; a response has one answer, leave it out", param="n")
-    check_format((body.text or {}).get("format"))
 
 
 def _request(
@@ -198,7 +198,8 @@ def _request(
     effort = body.reasoning.effort if body.reasoning else None
     extra = {**present(reasoning_effort=effort), **(body.chat_template_kwargs or {})}
     chat = Chat(messages=tuple(messages), tools=tools.offered if tools else (), options=ChatOptions(extra=extra))
-    fields: dict[str, Any] = {**reader.fields, "max_tokens": _max_tokens(body)}
+    shape = format_fields((body.text or {}).get("format"))
+    fields: dict[str, Any] = {**reader.fields, **shape, "max_tokens": _max_tokens(body)}
     if body.top_logprobs is not None or _LOGPROBS in (body.include or ()):
         fields["logprobs"] = body.top_logprobs or 0
     return msgspec.structs.replace(make_request(body, chat, fields, {**_NAMES, **reader.names}), label=label)

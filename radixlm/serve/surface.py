@@ -15,6 +15,7 @@ from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.serve import schema
 from radixlm.serve.answer import Answer
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import present, shared_fields
 from radixlm.serve.routes import EVENTS, Endpoint, Row
 from radixlm.serve.served import check_model, served_name
@@ -23,15 +24,7 @@ from radixlm.types import SamplingParams
 
 B = TypeVar("B", bound=msgspec.Struct)
 
-UNSUPPORTED = (
-    "regex",
-    "ebnf",
-    "json_schema",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-) + ("guided_grammar", "lora_path", "session_params", "custom_logit_processor")
+UNSUPPORTED = ("lora_path", "session_params", "custom_logit_processor")
 NAMES = {
     "include_stop": "no_stop_trim",
     "namespace": "cache_salt",
@@ -100,5 +93,5 @@ def make_request(
         priority=body.priority or 0,
         timeout_s=body.timeout,
         label=body.rid or "",
-        names=names,
+        names={**names, **constraint_fields(body)[1]},
     )

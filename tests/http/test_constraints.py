@@ -56,3 +56,50 @@ def test_a_constraint_that_makes_no_sense_is_refused_by_name(fields, names):
         assert not server.engine.requests
 
     with_server(test)
+
+
+LENIENT = {**SCHEMA, "x-guidance": {"lenient": True}}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+OPENAI = [
+    *NATIVE,
+    ({"guided_json": SCHEMA}, ("json_schema", SCHEMA)),
+    ({"guided_regex": "a+"}, ("regex", "a+")),
+    ({"guided_choice": ["a"]}, ("choice", ("a",))),
+    ({"guided_grammar": "start: x"}, ("ebnf", "start: x")),
+    ({"structured_outputs": {"json": SCHEMA}}, ("json_schema", SCHEMA)),
+    ({"structured_outputs": {"json_object": True}}, ("json_schema", {"type": "object"})),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, ("choice", ("a", "b"))),
+    ({"response_format": {"type": "json_object"}}, ("json_schema", {"type": "object"})),
+    ({"response_format": FORMAT}, ("json_schema", LENIENT)),
+    (
+        {"response_format": {**FORMAT, "json_schema": {**FORMAT["json_schema"], "strict": True}}},
+        ("json_schema", SCHEMA),
+    ),
+    ({"response_format": TAG}, ("structural_tag", TAG)),
+]
+
+
+@pytest.mark.parametrize(("fields", "meant"), OPENAI)
+def test_openai_and_vllm_spellings(fields, meant):
+    assert asked("/v1/completions", {"prompt": "x", **fields}) == meant
+    assert asked("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], **fields}) == meant
+
+
+def test_the_format_of_a_response():
+    body = {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}}
+    assert asked("/v1/responses", body) == ("json_schema", SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({"response_format": {"type": "yaml"}}, "response_format"), ({"response_format": FORMAT, "regex": "a"}, "response_format"),
+     ({"response_format": {"type": "json_schema"}}, "response_format"), ({"guided_json": "{"}, "guided_json"),
+     ({"structured_outputs": "x"}, "structured_outputs"), ({"guided_choice": []}, None)],
+)  # fmt: skip
+def test_a_format_that_makes_no_sense_is_refused_by_the_name_it_came_under(fields, name):
+    async def test(server: Server):
+        answer = await server.post("/v1/completions", {"prompt": "x", **fields})
+        assert answer.status_code == (400 if name else 200), answer.text
+        assert name is None or answer.json()["error"]["param"] == name
+
+    with_server(test)
