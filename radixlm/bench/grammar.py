@@ -25,14 +25,15 @@ STEPS = 48
 FREE_STRING = '[^"]*'
 PERSON = r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"age"\s*:\s*\d+\s*\}'
 _FIELDS = ("first_name", "last_name", "age", "is_member", "email_verified", "city_of_birth", "occupation")
-TEN_FIELDS = json.dumps({
-    "type": "object",
-    "properties": {name: {"type": "string", "maxLength": 12} for name in _FIELDS}
-    | {"number_of_children": {"type": "integer", "maximum": 9, "minimum": 0}}
-    | {"preferred_language": {"enum": ["english", "chinese", "spanish"]}, "has_driving_licence": {"type": "boolean"}},
-    "required": [*_FIELDS, "number_of_children", "preferred_language", "has_driving_licence"],
-    "additionalProperties": False,
-})  # fmt: skip
+_PROPERTIES: dict[str, object] = {
+    **{name: {"type": "string", "maxLength": 12} for name in _FIELDS},
+    "number_of_children": {"type": "integer", "minimum": 0, "maximum": 9},
+    "preferred_language": {"enum": ["english", "chinese", "spanish"]},
+    "has_driving_licence": {"type": "boolean"},
+}
+TEN_FIELDS = json.dumps(
+    {"type": "object", "properties": _PROPERTIES, "required": list(_PROPERTIES), "additionalProperties": False}
+)
 PROMPT = "Here is a record of a person in JSON, with the name {} and the age:\n"
 NAMES = ("Ann", "Bob", "Chen 陈", "Dora", "Emil", "Fatima", "Gus", "Hana")
 
@@ -66,11 +67,11 @@ def _masks(llm: LLM, repeats: int, progress: Callable[[str], None]) -> list[Meas
 
 def _jumps(jumping: LLM, plain: LLM, repeats: int, progress: Callable[[str], None]) -> list[Measure]:
     found: list[Measure] = []
-    for case, fields in {
-        "regex of a person": {"regex": PERSON},
-        "10-field schema": {"json_schema": TEN_FIELDS},
-    }.items():
-        sampling = SamplingParams(max_tokens=160, temperature=0, **fields)
+    cases = {
+        "regex of a person": SamplingParams(max_tokens=160, temperature=0, regex=PERSON),
+        "10-field schema": SamplingParams(max_tokens=160, temperature=0, json_schema=TEN_FIELDS),
+    }
+    for case, sampling in cases.items():
         steps: dict[str, list[float]] = {"on": [], "off": []}
         times: dict[str, list[float]] = {"on": [], "off": []}
         for round_ in range(repeats + 1):
