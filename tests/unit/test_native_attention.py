@@ -112,6 +112,22 @@ def test_a_token_gets_the_same_bits_alone_and_in_any_chunk_and_batch(case: Case)
             assert torch.equal(native.run(q[begin + token : begin + token + 1], 0)[0], together[begin + token])
 
 
+@pytest.mark.parametrize("group", range(1, 10))
+@pytest.mark.parametrize("dim", [64, 80, 96])
+def test_decoding_rows_that_share_the_reading_of_kv_heads_get_the_bits_of_each_alone(group: int, dim: int):
+    shape = AttentionShape(5 * group, 5, dim, dim**-0.5, (0,))
+    pool, batch, q = Case(shape, torch.bfloat16, torch.bfloat16, 1, [(37 * i, 1) for i in range(24)]).build()
+    native, reference = NativeAttention(shape, pool), Reference(shape, pool)
+    set_threads(2)
+    native.plan(batch)
+    reference.plan(batch)
+    together, want = native.run(q, 0), reference.run(q, 0)
+    assert (together.float() - want.float()).abs().max().item() <= TOLERANCE[q.dtype] * want.abs().max().item()
+    for row in range(24):
+        native.plan(make_batch(batch.slots[row : row + 1], [(37 * row, 1)], batch.page_table, 1))
+        assert torch.equal(native.run(q[row : row + 1], 0)[0], together[row]), row
+
+
 def test_one_long_context_is_split_over_the_threads_to_the_same_bits():
     case = Case(AttentionShape(3, 1, 64, 0.125, (0,)), torch.bfloat16, torch.bfloat16, 1, [(1030, 1)])
     pool, batch, q = case.build()

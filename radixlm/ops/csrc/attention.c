@@ -1,7 +1,8 @@
 /* Causal attention of ragged chunks over the paged pool, with grouped queries.
  *
  * A tile is a few queries of one chunk and the heads of one KV head: up to 64 rows. Its keys pass in blocks of 64,
- * at fixed positions of the sequence; all rows use a block's keys and values while they are at hand. Four blocks are
+ * at fixed positions of the sequence; all rows use a block's keys and values while they are at hand. Small tiles of
+ * neighbouring KV heads are one item of work: their keys lie side by side in memory, and are read in one go. Four blocks are
  * a span: softmax runs online inside a span, and spans are merged in order. Because blocks and spans lie at fixed
  * positions and a masked key changes no bit, a row's result does not depend on the tile, the chunk or the batch it is
  * computed in. When there are too few tiles to keep all threads busy, the spans of a tile are tasks of their own,
@@ -14,20 +15,16 @@
 #define SPAN (4 * BLOCK)
 #define ROWS 64
 #define TASKS_PER_THREAD 8
+#define TOGETHER_BYTES 1024 /* of a token's keys: two blocks of keys and values stay in the second-level cache */
 
-static long rows_of(const struct call *c, const struct item *item) {
-    return item->count * (c->a->heads / c->a->kv_heads);
-}
+/* Rows of one KV head of a tile of so many queries. */
+static long rows_of(const struct attention *a, long queries) { return queries * (a->heads / a->kv_heads); }
 
-/* The first query of the item and its first head. */
-static long first_head(const struct call *c, const struct item *item, long kv_head) {
-    return (c->a->offsets[item->chunk] + item->first) * (long)c->a->heads + kv_head * (c->a->heads / c->a->kv_heads);
-}
-
-/* The row's place in q and out, in elements. */
-static long row_place(const struct call *c, const struct item *item, long kv_head, long row) {
-    long group = c->a->heads / c->a->kv_heads;
-    return (first_head(c, item, kv_head) + row / group * c->a->heads + row % group) * c->a->head_dim;
+/* The row's place in q and out, in elements. The rows of a KV head follow those of the one before. */
+static long row_place(const struct call *c, const struct item *item, long row) {
+    long group = c->a->heads / c->a->kv_heads, rows = rows_of(c->a, item->count), query = row % rows / group;
+    long token = c->a->offsets[item->chunk] + item->first + query, head = item->kv_head + row / rows;
+    return (token * c->a->heads + head * group + row % group) * c->a->head_dim;
 }
 
 /* 16 units of 16 rows of a panel from the queries, less at the edges. */
@@ -51,10 +48,10 @@ INLINE void load_square(const struct call *c, const char *const *from, long rows
     for (long i = 0; i < count; i++) memcpy(to + i * ld, &m[i], 64);
 }
 
-static void load_rows(const struct call *c, struct work *w, const struct item *item, long kv_head) {
+static void load_rows(const struct call *c, struct work *w, const struct item *item) {
     long dim = c->a->head_dim;
     for (long r = 0; r < w->count; r++) {
-        const char *from = at(c->a->q, row_place(c, item, kv_head, r), c->a->dtype);
+        const char *from = at(c->a->q, row_place(c, item, r), c->a->dtype);
         char *to = (char *)(w->q + r * c->units);
         if (c->compute == c->a->dtype) {
             memcpy(to, from, c->units * 4);
@@ -68,19 +65,19 @@ static void load_rows(const struct call *c, struct work *w, const struct item *i
 }
 
 /* The queries, and what each may see. */
-static void load_queries(const struct call *c, struct work *w, const struct item *item, long kv_head) {
+static void load_queries(const struct call *c, struct work *w, const struct item *item) {
     const struct attention *a = c->a;
     int32_t start = a->starts[item->chunk] + item->first, group = a->heads / a->kv_heads;
-    for (int32_t r = 0; r < w->lanes; r++) w->positions[r] = r < w->count ? start + r / group : -1;
+    for (int32_t r = 0; r < w->lanes; r++) w->positions[r] = r < w->count ? start + r % (int32_t)w->each / group : -1;
     if (w->few) {
-        load_rows(c, w, item, kv_head);
+        load_rows(c, w, item);
         return;
     }
     for (long begin = 0; begin < w->lanes; begin += LANES) {
         const char *from[LANES];
         long rows = w->count - begin < LANES ? w->count - begin : LANES;
         long step = c->compute == a->dtype ? 64 : LANES * size_of(a->dtype);
-        for (long i = 0; i < rows; i++) from[i] = at(a->q, row_place(c, item, kv_head, begin + i), a->dtype);
+        for (long i = 0; i < rows; i++) from[i] = at(a->q, row_place(c, item, begin + i), a->dtype);
         for (long unit = 0; unit < c->units; unit += LANES) {
             long count = c->units - unit < LANES ? c->units - unit : LANES;
             load_square(c, from, rows, count, w->q + unit * w->lanes + begin, w->lanes);
@@ -89,14 +86,14 @@ static void load_queries(const struct call *c, struct work *w, const struct item
     }
 }
 
-static void write_columns(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+static void write_columns(const struct call *c, const struct work *w, const struct item *item,
                           const struct state *s) {
     const struct attention *a = c->a;
     for (long begin = 0; begin < w->lanes; begin += LANES) {
         vf scale = 1.0f / load(s->sum + begin, LANES, F32);
         char *to[LANES];
         for (long i = 0; i < LANES && begin + i < w->count; i++)
-            to[i] = at(a->out, row_place(c, item, kv_head, begin + i), a->dtype);
+            to[i] = at(a->out, row_place(c, item, begin + i), a->dtype);
         for (long d = 0; d < a->head_dim; d += LANES) {
             vu m[LANES];
 #pragma GCC unroll 16
@@ -110,11 +107,11 @@ static void write_columns(const struct call *c, const struct work *w, const stru
     }
 }
 
-static void write_rows(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+static void write_rows(const struct call *c, const struct work *w, const struct item *item,
                        const struct state *s) {
     const struct attention *a = c->a;
     for (long r = 0; r < w->count; r++) {
-        char *to = at(a->out, row_place(c, item, kv_head, r), a->dtype);
+        char *to = at(a->out, row_place(c, item, r), a->dtype);
         float scale = 1.0f / s->sum[r];
         for (long d = 0; d < a->head_dim; d += LANES) {
             long count = a->head_dim - d < LANES ? a->head_dim - d : LANES;
@@ -130,16 +127,17 @@ static void merge(const struct call *c, struct work *w, const struct state *span
         merge_columns(&w->all, span, w->lanes, c->padded_dim);
 }
 
-static void write_output(const struct call *c, const struct work *w, const struct item *item, long kv_head,
+static void write_output(const struct call *c, const struct work *w, const struct item *item,
                          const struct state *s) {
-    (w->few ? write_rows : write_columns)(c, w, item, kv_head, s);
+    (w->few ? write_rows : write_columns)(c, w, item, s);
 }
 
 static struct work *start_work(const struct call *c, const struct item *item) {
     struct work *w = take_work(c);
-    w->count = rows_of(c, item);
+    w->each = rows_of(c->a, item->count);
+    w->count = w->each * item->kv_heads;
     w->lanes = (w->count + LANES - 1) / LANES * LANES;
-    w->few = w->count <= FEW;
+    w->few = w->each <= FEW;
     return w;
 }
 
@@ -155,88 +153,90 @@ static long key_end(const struct attention *a, const struct item *item) {
 /* One block at a time: where it is, and which comes after it. */
 struct cursor {
     const struct item *item;
-    long kv_head, base, end; /* end: of the span */
+    long base, end; /* end: of the span */
 };
 
-static struct cursor span_start(const struct call *c, const struct item *item, long kv_head, long span) {
+static struct cursor span_start(const struct call *c, const struct item *item, long span) {
     long begin = key_begin(c->a, item), end = key_end(c->a, item);
-    return (struct cursor){item, kv_head, span * SPAN > begin ? span * SPAN : begin,
+    return (struct cursor){item, span * SPAN > begin ? span * SPAN : begin,
                            (span + 1) * SPAN < end ? (span + 1) * SPAN : end};
 }
 
-/* The block after `now`, in the next task if it ends this one: most likely the same thread computes that. */
-static struct cursor block_after(const struct call *c, struct cursor now, long span, long index) {
-    long kv_heads = c->a->kv_heads;
-    if (now.base + BLOCK < now.end) return (struct cursor){now.item, now.kv_head, now.base + BLOCK, now.end};
-    if (span + 1 < now.item->spans) return span_start(c, now.item, now.kv_head, span + 1);
-    if (index + 1 == c->tasks) return now;
-    const struct item *item = &c->items[(index + 1) / kv_heads];
-    return span_start(c, item, (index + 1) % kv_heads, item->span);
+/* The block after `now`, in the next item if it ends this one: most likely the same thread computes that. */
+static struct cursor block_after(const struct call *c, struct cursor now, long span) {
+    if (now.base + BLOCK < now.end) return (struct cursor){now.item, now.base + BLOCK, now.end};
+    if (span + 1 < now.item->spans) return span_start(c, now.item, span + 1);
+    if (now.item + 1 == c->items + c->num_items) return now;
+    return span_start(c, now.item + 1, now.item[1].span);
 }
 
 static long partial_floats(const struct call *c) { return c->lanes * (c->padded_dim + 2); }
 
-/* A span of task `index` into w->span. w->rows[w->now] are the rows of its first block, later those of the next. */
-static void attend_span(const struct call *c, struct work *w, struct cursor at, long span, long index) {
+/* The block of one KV head. */
+static void attend_head(const struct call *c, struct work *w, const struct block *b) {
+    move_rows(&w->own, &w->rows[w->now], b->head * head_bytes(c));
+    if (c->compute != c->a->kv_dtype) {
+        widen(c, w->own.keys, w->wide);
+        widen(c, w->own.values, w->wide + BLOCK * c->a->head_dim);
+    }
+    if (w->few) {
+        attend_rows(c, w, b);
+        return;
+    }
+    score_all_columns(c, w, b);
+    weigh_columns(c, w, b->base, b->count);
+    pack_values(c, w, b);
+    add_all_columns(c, w, b->count);
+}
+
+/* A span into w->span. w->rows[w->now] are the rows of its first block, later those of the next. */
+static void attend_span(const struct call *c, struct work *w, struct cursor at, long span) {
     clear(&w->span, w->lanes, c->padded_dim);
     for (; at.base < at.end; at.base += BLOCK, w->now ^= 1) {
-        struct rows *rows = &w->rows[w->now], *next = &w->rows[!w->now];
-        long count = at.end - at.base < BLOCK ? at.end - at.base : BLOCK;
-        struct cursor after = block_after(c, at, span, index);
-        find_rows(c, after.item, after.kv_head, after.base, after.end, next);
-        if (c->compute != c->a->kv_dtype) {
-            widen(c, rows->keys, w->wide);
-            widen(c, rows->values, w->wide + BLOCK * c->a->head_dim);
-        }
-        (w->few ? score_rows : score_all_columns)(c, w, rows, next, count);
-        if (w->few)
-            weigh_rows(c, w, at.base);
-        else
-            weigh_columns(c, w, at.base, count);
-        pack_values(c, w, rows, next, count);
-        if (w->few)
-            add_rows(c, w, count);
-        else
-            add_all_columns(c, w, count);
+        struct rows *next = &w->rows[!w->now];
+        struct cursor after = block_after(c, at, span);
+        long count = at.end - at.base < BLOCK ? at.end - at.base : BLOCK, heads = at.item->kv_heads;
+        find_rows(c, after.item, after.base, after.end, next);
+        for (long head = 0; head < heads; head++)
+            attend_head(c, w, &(struct block){&w->own, next, at.base, count, head, heads});
     }
 }
 
-static struct state partial_state(const struct call *c, long partial, long kv_head) {
-    float *p = c->partials + (partial * c->a->kv_heads + kv_head) * partial_floats(c);
+static struct state partial_state(const struct call *c, long partial) {
+    float *p = c->partials + partial * partial_floats(c);
     return (struct state){p, p + c->lanes, p + 2 * c->lanes};
 }
 
 static void attend(const void *args, long index) {
     const struct call *c = args;
-    const struct item *item = &c->items[index / c->a->kv_heads];
-    long kv_head = index % c->a->kv_heads;
+    const struct item *item = &c->items[index];
     struct work *w = start_work(c, item);
-    struct cursor first = span_start(c, item, kv_head, item->span);
+    struct cursor first = span_start(c, item, item->span);
     w->now = 0;
-    find_rows(c, item, kv_head, first.base, first.end, &w->rows[0]);
-    load_queries(c, w, item, kv_head);
-    if (item->partial >= 0) w->span = partial_state(c, item->partial, kv_head);
+    find_rows(c, item, first.base, first.end, &w->rows[0]);
+    load_queries(c, w, item);
+    if (item->partial >= 0) w->span = partial_state(c, item->partial);
     int several = item->partial < 0 && item->spans - item->span > 1; /* merging one changes nothing */
     if (several) clear(&w->all, w->lanes, c->padded_dim);
     for (long span = item->span; span < item->spans; span++) {
-        attend_span(c, w, span_start(c, item, kv_head, span), span, index);
+        attend_span(c, w, span_start(c, item, span), span);
         if (several) merge(c, w, &w->span);
     }
-    if (item->partial < 0) write_output(c, w, item, kv_head, several ? &w->all : &w->span);
+    if (item->partial < 0) write_output(c, w, item, several ? &w->all : &w->span);
 }
 
 /* The spans of one split tile, in order. */
 static void merge_tile(const void *args, long index) {
     const struct call *c = args;
-    const struct item *item = &c->items[c->merges[index / c->a->kv_heads]];
-    long kv_head = index % c->a->kv_heads, spans = (key_end(c->a, item) + SPAN - 1) / SPAN - item->span;
+    const struct item *item = &c->items[c->merges[index]];
+    long spans = (key_end(c->a, item) + SPAN - 1) / SPAN - item->span;
     struct work *w = start_work(c, item);
     clear(&w->all, w->lanes, c->padded_dim);
     for (long i = 0; i < spans; i++) {
-        struct state part = partial_state(c, item->partial + i, kv_head);
+        struct state part = partial_state(c, item->partial + i);
         merge(c, w, &part);
     }
-    write_output(c, w, item, kv_head, &w->all);
+    write_output(c, w, item, &w->all);
 }
 
 /* The work list of a call: tiles, split into spans where one is a large part of the whole. */
@@ -257,7 +257,7 @@ static long block_cost(const struct attention *a, long queries) { /* packing cos
 
 static struct item make_item(const struct attention *a, long chunk, long first) {
     long queries = tile_queries(a), left = a->lengths[chunk] - first;
-    struct item item = {(int32_t)chunk, (int32_t)first, (int32_t)(left < queries ? left : queries), 0, 0, -1};
+    struct item item = {(int32_t)chunk, (int32_t)first, (int32_t)(left < queries ? left : queries), 0, 0, -1, 0, 1};
     item.span = (int32_t)(key_begin(a, &item) / SPAN);
     item.spans = (int32_t)((key_end(a, &item) + SPAN - 1) / SPAN);
     return item;
@@ -286,12 +286,24 @@ static void add_tile(struct list *list, struct item item, int split) {
     for (long chunk = 0; chunk < (a)->chunks; chunk++)            \
         for (long first = 0; first < (a)->lengths[chunk]; first += tile_queries(a))
 
-static void fill_list(const struct attention *a, struct list *list, long total) {
+/* `together`: KV heads that small tiles compute in one item. */
+static void fill_list(const struct attention *a, struct list *list, long total, int32_t together) {
     long limit = rx_threads() > 1 ? total / (rx_threads() * TASKS_PER_THREAD) : LONG_MAX;
     EACH_TILE(a, chunk, first) {
         struct item item = make_item(a, chunk, first);
-        add_tile(list, item, cost(a, &item) > limit);
+        int32_t heads = rows_of(a, item.count) <= FEW ? together : 1;
+        for (; item.kv_head < a->kv_heads; item.kv_head += heads) {
+            item.kv_heads = a->kv_heads - item.kv_head < heads ? a->kv_heads - item.kv_head : heads;
+            add_tile(list, item, cost(a, &item) > limit);
+        }
     }
+}
+
+/* KV heads that lie within TOGETHER_BYTES, if there are then still tiles enough for all threads. */
+static int32_t heads_together(const struct attention *a, long tiles) {
+    long heads = TOGETHER_BYTES / (a->head_dim * size_of(a->kv_dtype));
+    if (tiles < TASKS_PER_THREAD * rx_threads() || heads < 1) return 1;
+    return (int32_t)(heads < a->kv_heads ? heads : a->kv_heads);
 }
 
 static void zero_padding(const struct attention *a) {
@@ -304,7 +316,7 @@ void rx_attention(const struct attention *a) {
     long most_items = 0, tiles = 0, total = 0;
     EACH_TILE(a, chunk, first) {
         struct item item = make_item(a, chunk, first);
-        most_items += item.spans - item.span;
+        most_items += (item.spans - item.span) * a->kv_heads;
         total += cost(a, &item);
         tiles++;
     }
@@ -317,11 +329,11 @@ void rx_attention(const struct attention *a) {
     char *memory = rx_scratch(SCRATCH_CALL, most_items * (sizeof(struct item) + sizeof(long)) + 256);
     struct list list = {.items = (struct item *)take(&memory, most_items * sizeof(struct item))};
     list.merges = (long *)memory;
-    fill_list(a, &list, total);
+    fill_list(a, &list, total, heads_together(a, tiles));
     c.items = list.items;
     c.merges = list.merges;
-    c.partials = rx_scratch(SCRATCH_PARTIAL, list.num_partials * a->kv_heads * partial_floats(&c) * 4);
-    c.tasks = list.num_items * a->kv_heads;
-    rx_parallel(attend, &c, c.tasks);
-    rx_parallel(merge_tile, &c, list.num_merges * a->kv_heads);
+    c.partials = rx_scratch(SCRATCH_PARTIAL, list.num_partials * partial_floats(&c) * 4);
+    c.num_items = list.num_items;
+    rx_parallel(attend, &c, list.num_items);
+    rx_parallel(merge_tile, &c, list.num_merges);
 }

@@ -11,6 +11,7 @@ struct item {
     int32_t chunk, first, count; /* queries first .. first + count of the chunk */
     int32_t span, spans;         /* spans span .. spans of the sequence */
     int32_t partial;             /* -1: the item writes its output; else its place among the partial results */
+    int32_t kv_head, kv_heads;   /* the first and how many; more than one only if they have few rows each */
 };
 
 struct call {
@@ -18,7 +19,7 @@ struct call {
     const struct item *items;
     long *merges; /* the first item of every tile that was split */
     float *partials;
-    long tasks;
+    long num_items;
     long lanes, padded_dim, units; /* rows of a tile and head_dim in full vectors; 4-byte units of a key */
     int compute;                   /* F32 or BF16: type of the products' inputs */
 };
@@ -32,9 +33,16 @@ struct rows { /* of a block, in the pool or widened */
     const char *keys[BLOCK], *values[BLOCK];
 };
 
+struct block { /* as one KV head sees it */
+    const struct rows *rows, *next; /* next: those of the block to come, of the item's first KV head */
+    long base, count;
+    long head, heads; /* of the item */
+};
+
 struct work {
     int few;            /* whether this tile is computed by attention_rows.h, else by attention_columns.h */
-    long count, lanes;  /* rows of this tile; in full vectors */
+    long each;          /* rows of a KV head */
+    long count, lanes;  /* rows of this item; in full vectors */
     uint32_t *q;        /* panel [units, lanes]; few: [rows, units] */
     float *scores;      /* [BLOCK, lanes], then the weights, BF16: [BLOCK / 2, lanes] pairs; few: [rows, BLOCK] */
     char *weights;      /* few: [rows, BLOCK], compute type */
@@ -43,7 +51,8 @@ struct work {
     float *wide;        /* [2, BLOCK, head_dim]: keys and values that must be converted first */
     int32_t *positions; /* [lanes]: the last key that a row sees; -1 where there is no row */
     struct state span, all;
-    struct rows rows[2]; /* of this and the next block */
+    struct rows rows[2]; /* of this and the next block, of the item's first KV head */
+    struct rows own;     /* of the KV head being computed */
     int now;
 };
 
@@ -88,13 +97,13 @@ static void clear(struct state *s, long lanes, long padded_dim) {
 
 /* Where the keys and values of the block at `base` lie. The last one, before `end`, stands for those behind it,
  * which are masked. */
-static void find_rows(const struct call *c, const struct item *item, long kv_head, long base, long end,
-                      struct rows *rows) {
+static void find_rows(const struct call *c, const struct item *item, long base, long end, struct rows *rows) {
     const struct attention *a = c->a;
     const int32_t *table = a->page_table + a->slots[item->chunk] * a->pages;
     long bytes = a->head_dim * size_of(a->kv_dtype), stride = a->kv_heads * bytes, size = a->page_size;
     long count = end - base < BLOCK ? end - base : BLOCK, page = base / size, offset = base % size;
-    const char *keys = (const char *)a->keys + kv_head * bytes, *values = (const char *)a->values + kv_head * bytes;
+    long first = item->kv_head * bytes;
+    const char *keys = (const char *)a->keys + first, *values = (const char *)a->values + first;
     long cells[BLOCK];
     for (long i = 0; size == 1 && i < count; i++) cells[i] = table[base + i];
     for (long i = 0; size > 1 && i < count; i++) {
@@ -109,11 +118,24 @@ static void find_rows(const struct call *c, const struct item *item, long kv_hea
     }
 }
 
-/* Asks for `count` rows of the next block. Spread over the work on this one: a burst would fill the queue and
- * stall it. */
-INLINE void fetch(const char *const *rows, int count, long bytes) {
-    for (int i = 0; i < count; i++)
-        for (long b = 0; b < bytes; b += 64) __builtin_prefetch(rows[i] + b, 0, 2);
+static long head_bytes(const struct call *c) { return c->a->head_dim * size_of(c->a->kv_dtype); }
+
+/* The same rows of another KV head, so many bytes further on. */
+static void move_rows(struct rows *to, const struct rows *from, long bytes) {
+    for (long i = 0; i < BLOCK; i++) {
+        to->keys[i] = from->keys[i] + bytes;
+        to->values[i] = from->values[i] + bytes;
+    }
+}
+
+/* Asks for keys and values `from` .. from + count of the next block, of the same KV head. Spread over the work on this
+ * block, half of them over the scores and half over the values: a burst would fill the queue and stall it. */
+INLINE void fetch(const struct block *b, long from, long count, long bytes) {
+    for (long i = from; i < from + count; i++)
+        for (long at = b->head * bytes; at < (b->head + 1) * bytes; at += 64) {
+            __builtin_prefetch(b->next->keys[i] + at, 0, 2);
+            __builtin_prefetch(b->next->values[i] + at, 0, 2);
+        }
 }
 
 /* Converts the block's rows to float32 in `wide` and points at the copies. */
@@ -148,14 +170,13 @@ INLINE void interleave(const char *even, const char *odd, uint32_t *to) {
 #endif
 
 /* Values into a panel: bf16 in pairs of keys, float32 as they are. Asks for those of the next block meanwhile. */
-static void pack_values(const struct call *c, const struct work *w, const struct rows *rows, const struct rows *next,
-                        long count) {
-    long dim = c->a->head_dim, pad = c->padded_dim, bytes = dim * size_of(c->a->kv_dtype);
+static void pack_values(const struct call *c, const struct work *w, const struct block *b) {
+    long dim = c->a->head_dim, pad = c->padded_dim;
     uint32_t *to = w->value;
     for (long i = 0; i < BLOCK; i += 2) {
-        fetch(next->values + i, 2, bytes);
-        if (i >= count) continue;
-        const char *even = rows->values[i], *odd = rows->values[i + 1];
+        fetch(b, (BLOCK + i) / 2, 1, head_bytes(c));
+        if (i >= b->count) continue;
+        const char *even = b->rows->values[i], *odd = b->rows->values[i + 1];
         long d = 0;
         for (; c->compute == BF16 && d + 2 * LANES <= dim; d += 2 * LANES)
             interleave(at(even, d, BF16), at(odd, d, BF16), to + d);

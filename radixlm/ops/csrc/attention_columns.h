@@ -42,13 +42,11 @@ INLINE void columns(int dtype, int m, int nv, int in_rows, const char *const *ro
 #endif
 
 /* Scores of the block's first `count` keys and a few more, for lanes begin .. begin + nv * LANES. */
-INLINE void score_columns(const struct call *c, struct work *w, const struct rows *rows, const struct rows *next,
-                          long count, long begin, int dtype, int nv) {
-    long bytes = c->a->head_dim * size_of(c->a->kv_dtype);
+INLINE void score_columns(const struct call *c, struct work *w, const struct block *b, long begin, int dtype, int nv) {
     for (long k = 0; k < BLOCK; k += TOGETHER(nv)) {
-        if (!begin) fetch(next->keys + k, TOGETHER(nv), bytes);
-        if (k < count)
-            columns(dtype, TOGETHER(nv), nv, 1, rows->keys + k, NULL, 4, w->q + begin, c->units,
+        if (!begin) fetch(b, k / 2, TOGETHER(nv) / 2, head_bytes(c));
+        if (k < b->count)
+            columns(dtype, TOGETHER(nv), nv, 1, b->rows->keys + k, NULL, 4, w->q + begin, c->units,
                     w->scores + k * w->lanes + begin, w->lanes);
     }
 }
@@ -70,12 +68,11 @@ INLINE void value_columns(const struct call *c, struct work *w, long count, long
         default: fn(__VA_ARGS__, begin, dtype, 4);                            \
         }
 
-static void score_all_columns(const struct call *c, struct work *w, const struct rows *rows, const struct rows *next,
-                              long count) {
+static void score_all_columns(const struct call *c, struct work *w, const struct block *b) {
     if (c->compute == F32)
-        EACH_COLUMNS(w, F32, score_columns, c, w, rows, next, count)
+        EACH_COLUMNS(w, F32, score_columns, c, w, b)
     else
-        EACH_COLUMNS(w, BF16, score_columns, c, w, rows, next, count)
+        EACH_COLUMNS(w, BF16, score_columns, c, w, b)
 }
 
 static void add_all_columns(const struct call *c, struct work *w, long count) {
