@@ -57,6 +57,17 @@ void rx_norm(const struct norm *op) {
     rx_parallel(by_dtype[op->dtype], op, tasks_for(op->rows, op->n));
 }
 
+/* x / (1 + e^-x). 16-bit results need no more than 3e-6 of relative error, which halves the time. */
+INLINE vf silu(vf x, int dtype) {
+#if defined(__AVX512F__)
+    if (dtype != F32) {
+        vf below = exp2_(x * -1.44269504f, 0) + 1.0f, guess = (vf)_mm512_rcp14_ps((__m512)below);
+        return zero_below(x, splat(-88.0f), x * (guess * (2.0f - below * guess)));
+    }
+#endif
+    return zero_below(x, splat(-88.0f), x / (exp_(-x) + 1.0f)); /* exp_ ends at e^88 */
+}
+
 INLINE void silu_rows(const struct silu_mul *a, long task, int dtype) {
     struct range range = rows_of(task, a->rows, 2 * a->n);
     for (long r = range.begin; r < range.end; r++) {
@@ -64,8 +75,7 @@ INLINE void silu_rows(const struct silu_mul *a, long task, int dtype) {
         for (long i = 0; i < a->n; i += LANES) {
             long count = lanes_left(i, a->n);
             vf g = load(at(gate, i, dtype), count, dtype), u = load(at(up, i, dtype), count, dtype);
-            vf silu = zero_below(g, splat(-88.0f), g / (exp_(-g) + 1.0f)); /* exp_ ends at e^88 */
-            store(at(a->out, r * a->n + i, dtype), silu * u, count, dtype);
+            store(at(a->out, r * a->n + i, dtype), silu(g, dtype) * u, count, dtype);
         }
     }
 }
