@@ -62,7 +62,7 @@ class Defaults:
 
 
 DEFAULTS = {
-    "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=512),
+    "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=1024),
     "cuda": Defaults(
         ("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048, knee_tokens=128
     ),
