@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion
+from radixlm.engine.validate import GenerateRequest
 from radixlm.serve.tools import Tools
-from radixlm.text.calls import CallSyntax
+from radixlm.text.calls import SYNTAXES, CallSyntax
 from radixlm.text.reply import Reply, ReplyFormat, ReplyParser
 
 _TAIL_TOKENS = 16  # of a prompt: enough to see whether it opened the reasoning
@@ -44,6 +47,15 @@ class ReplyReader:
     def names(self) -> dict[str, str]:
         """What the client calls the fields that constrain calls, for error messages."""
         return dict.fromkeys(self._tools.constraint(self.own) if self._tools else (), "tools")
+
+    def reconciled(self, asked: GenerateRequest) -> GenerateRequest:
+        """The request, so that its reply may be calls as well as the JSON that a schema asks for."""
+        sampling, tools = asked.sampling, self._tools
+        if tools is None or tools.is_forced or sampling.json_schema is None or self.own is not SYNTAXES["hermes"]:
+            return asked
+        either = {"json_schema": None, "structural_tag": None, "ebnf": tools.or_json(sampling.json_schema)}
+        names = {**asked.names, "ebnf": asked.name("json_schema")}
+        return replace(asked, sampling=replace(sampling, **either), names=names)
 
     def parser(self, item: Prepared) -> ReplyParser | None:
         """For one choice of `item`; None if its text is all content."""

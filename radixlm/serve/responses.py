@@ -74,7 +74,7 @@ class Responses(Surface):
             tools.check_beside((body.text or {}).get("format"), "text.format")
         reader = ReplyReader(self.frontend, self._format, tools)
         turn = Turn(self._head(body), lambda: call_id(reader.own.call_id_chars))
-        asked = _request(body, [*before, *own], tools, reader, turn.id)
+        asked = reader.reconciled(_request(body, [*before, *own], tools, reader, turn.id))
         (item,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
         if body.store is not False:
             self.store.put(stored := Stored(owner, turn, [*before, *own], len(own)))

@@ -6,6 +6,7 @@ was taught: a named tool's arguments, or an array of calls. Under `auto` only st
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Literal
 
@@ -52,9 +53,14 @@ class Tools(msgspec.Struct, frozen=True):
             return forced(self.named)
         return FORCED_ARRAY if self.choice == "required" else own
 
+    @property
+    def _schemas(self) -> dict[str, Json]:
+        """Of the arguments, by name."""
+        return {tool["function"]["name"]: tool["function"].get("parameters") or _ANY_OBJECT for tool in self.offered}
+
     def constraint(self, own: CallSyntax) -> dict[str, str]:
         """The fields of SamplingParams that constrain the output."""
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") or _ANY_OBJECT for tool in self.offered}
+        schemas = self._schemas
         if self.choice == "named":
             return {"json_schema": _json(schemas[self.named])}
         if self.choice == "required":
@@ -62,6 +68,14 @@ class Tools(msgspec.Struct, frozen=True):
         if own is SYNTAXES["hermes"] and any(tool["function"].get("strict") for tool in self.offered):
             return {"structural_tag": _json(_hermes_tags(self.offered, schemas))}
         return {}
+
+    def or_json(self, schema: str) -> str:
+        """The Lark grammar of a reply that is calls in Hermes' syntax, or JSON of this schema."""
+        tags = _hermes_tags(self.offered, self._schemas)["structures"]
+        calls = [f"{_json(tag['begin'])} {_lark(tag['schema'])} {_json(tag['end'])}" for tag in tags]
+        more = '("\\n" call)*' if self.parallel else ""
+        rules = ["start: answer | calls", f"answer: {_lark(json.loads(schema))}", f"calls: call {more}"]
+        return "\n".join(["%llguidance {}", *rules, f"call: {' | '.join(calls)}"])
 
 
 def tools_of(tools: list[Json] | None, choice: str | Json | None, *, parallel: bool | None) -> Tools | None:
@@ -163,5 +177,11 @@ def _hermes_tags(offered: tuple[Json, ...], schemas: dict[str, Json]) -> Json:
     return {"type": "structural_tag", "structures": structures, "triggers": ["<tool_call>"]}
 
 
-def _json(value: Json) -> str:
+def _lark(schema: Json) -> str:
+    """A schema in a Lark grammar."""
+    guidance = {"whitespace_flexible": False, **schema.get("x-guidance", {})}
+    return "%json " + _json({**schema, "x-guidance": guidance})
+
+
+def _json(value: Json | str) -> str:
     return msgspec.json.encode(value).decode()

@@ -88,3 +88,21 @@ def test_strict_tools_leave_text_free_and_hold_calls_to_their_schema(before):
     assert read(asked, before + call) == Reply(before.strip(), "", (Call("weather", WEATHER),))
     assert not can_write(asked, before + call.replace("city", "town"))
     assert not can_write(asked, before + call.replace("weather", "whether"))
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_reply_may_be_calls_or_the_json_that_was_asked_for(parallel):
+    asked = tools("auto", strict=True, parallel=parallel)
+    answer = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+    grammar = compile_constraint(Constraint("ebnf", asked.or_json(json.dumps(answer))), VOCABULARY)
+
+    def fits(text: str) -> bool:
+        matcher = grammar.matcher()
+        return matcher.accept(ids(text)) and matcher.accept([EOS])
+
+    call = f'<tool_call>\n{{"name": "weather", "arguments": {WEATHER}}}\n</tool_call>'
+    assert fits('{"answer":42}')
+    assert fits(call)
+    assert fits(f"{call}\n{call}") is parallel
+    assert read(asked, f"{call}\n{call}").calls == (Call("weather", WEATHER),) * (2 if parallel else 1)
+    assert not any(map(fits, ("Hello", '{"answer":"no"}', call.replace("city", "town"), f'{call}{{"answer":42}}')))
