@@ -64,6 +64,7 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/radixlm bench sched
 	$(BIN)/radixlm bench offline $(ARGS)
+	$(BIN)/radixlm bench programs
 
 bench-peers: .venv/.dev
 	$(BIN)/radixlm bench peers $(ARGS)

@@ -19,6 +19,7 @@ from radixlm.types import SamplingParams
 VERSION = 1
 MAX_BRANCHES = 256
 MAX_NODES = 4096
+MAX_MESSAGES = 256  # their frame is rendered once for each
 MAX_OPTIONS = 128
 ROLES = ("system", "user", "assistant", "tool")
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
@@ -284,6 +285,10 @@ def verify(program: Program) -> None:
     count = sum(len(branch.nodes) for branch in program.branches)
     if count > MAX_NODES:
         raise ProgramError(f"{count} nodes; a program has at most {MAX_NODES}", program=program.name)
+    held = sum(len(branch.context.turns) for branch in program.branches if branch.context is not None)
+    messages = held + sum(isinstance(node, Open) for _, node in program.nodes())
+    if messages > MAX_MESSAGES:
+        raise ProgramError(f"{messages} messages; a program has at most {MAX_MESSAGES}", program=program.name)
     _Proof(program).run()
 
 

@@ -13,7 +13,7 @@ import radixlm as sgl
 from radixlm.engine.fake_runner import FakeRunner
 from radixlm.errors import InvalidRequest
 from radixlm.lang.chat import TemplateChat
-from radixlm.lang.ir import Argument, Branch, Context, Fork, Gen, Open, Program, Ref, Select, Text, verify
+from radixlm.lang.ir import Argument, Branch, Close, Context, Fork, Gen, Open, Program, Ref, Select, Text, verify
 from radixlm.messages import ShowCache
 from radixlm.text.template import ChatTemplate
 from tests.lang.harness import fake_backend
@@ -466,6 +466,7 @@ def test_the_intermediate_form_cannot_be_built_or_put_together_wrongly():
     refused(told="0 branches")
     refused(Branch(0, (), root), told="version is 9", version=9)
     refused(Branch(0, (Argument(name="a"),), root), told="not bound")
+    refused(Branch(0, (Open(role="user"), Close()) * 300, root), told="300 messages")
     refused(Branch(0, (Gen(name="a"), Gen(name="a")), root), told="exists already")
     refused(Branch(0, (Ref(branch=0, name="a"), Gen(name="a")), root), told="never comes")
     refused(Branch(0, (Ref(branch=7, name="a"),), root), told="no branch 7")
