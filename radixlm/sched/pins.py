@@ -16,7 +16,7 @@ from radixlm.sched.limits import Limits
 from radixlm.types import TOKEN_BYTES
 
 MOST_PINS = 64
-TENANT_PART = 4  # a tenant with a cache of its own may keep a quarter of the quota
+TENANT_PART = 4  # a tenant with a cache of its own may have a quarter of the pins and of their pages
 
 
 @dataclass(slots=True, eq=False)
@@ -95,13 +95,14 @@ class Pins:
     def _refusal(self, namespace: str, node: Node, num_pages: int) -> str:
         if not num_pages:
             return "nothing of this prefix is in the cache; generate from it first"
-        if len(self.by_id) >= MOST_PINS:
-            return f"{len(self.by_id)} prefixes are kept, the limit is {MOST_PINS}; let one go"
         tenant, slash, _ = namespace.partition("/")
-        for among, quota in (("", self.quota), (tenant + slash, self.quota // TENANT_PART))[: 2 if slash else 1]:
+        for among, part in (("", 1), (tenant + slash, TENANT_PART))[: 2 if slash else 1]:
+            most, held = MOST_PINS // part, len(self._among(among))
+            if held >= most:
+                return f"{held} prefixes are kept, the limit is {most}; unpin one"
             wanted = _pages(self.crossing(among), node) * self._page_size
-            if wanted > quota * self._page_size:
-                limit = quota * self._page_size
+            limit = self.quota // part * self._page_size
+            if wanted > limit:
                 return f"{wanted} tokens would be kept, the limit is {limit}; unpin another, or raise --pin-share or --kv-tokens"
         return ""
 

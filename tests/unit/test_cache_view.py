@@ -220,6 +220,16 @@ def test_a_tenant_keeps_a_part_of_the_quota_and_unpins_only_its_own():
     assert [p.namespace for p in show(d).pins] == ["bob/"]
 
 
+def test_pins_are_counted_and_a_tenant_has_a_part_of_them():
+    d = drive(num_pages=1024)
+    run(d, PROMPT)
+    run(d, PROMPT, namespace="alice/")
+    answers = [pin(d, PROMPT[:length], namespace="alice/") for length in range(1, 18)]
+    assert [bool(one.pin) for one in answers] == [True] * 16 + [False]
+    assert "16 prefixes are kept, the limit is 16" in answers[-1].refused
+    assert pin(d, PROMPT[:5]).pin is not None
+
+
 def test_pins_leave_room_for_the_longest_request():
     d = drive(num_pages=80, context=64, pin_share=0.9)
     assert d.scheduler.pins.quota == 16
