@@ -121,6 +121,28 @@ def _cut(weights, packed, total, top_k, top_p, scale, VOCAB, COARSE: tl.constexp
 
 
 @triton.jit
+def _walk(weights, cut, ties, floor, wanted, scale, VOCAB, BLOCK: tl.constexpr):
+    """The token at which the cumulative weight of the kept ones, by id, first exceeds `wanted`; -1 if none does."""
+    reached, seen = tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
+    token, start = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
+    while (token < 0) & (start < VOCAB):
+        index = start + tl.arange(0, BLOCK)
+        weight = tl.load(weights + index, mask=index < VOCAB, other=0.0)
+        bits = weight.to(tl.int32, bitcast=True)
+        tie = ((bits == cut) & (index < VOCAB)).to(tl.int32)
+        among = (bits > cut) | ((tie > 0) & (seen + tl.cumsum(tie, axis=0) <= ties))
+        whole = tl.where(among & (weight >= floor) & (index < VOCAB), (weight * scale).to(tl.int64), 0)
+        inside = tl.sum(whole, axis=0)
+        if reached + inside > wanted:
+            past = reached + tl.cumsum(whole, axis=0) > wanted
+            token = tl.min(tl.where(past, index, VOCAB - 1), axis=0)
+        reached += inside
+        seen += tl.sum(tie, axis=0)
+        start += BLOCK
+    return token
+
+
+@triton.jit
 def _choose_kernel(
     logits, largest, temperature, top_k, top_p, min_p, uniform, weights, packed, tokens, VOCAB, scale,
     CUT: tl.constexpr, COARSE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
@@ -150,23 +172,7 @@ def _choose_kernel(
     if CUT:
         kept += tl.where(at_cut >= floor, ties * (at_cut * scale).to(tl.int64), 0)
     wanted = (tl.load(uniform + row) * kept.to(tl.float64)).to(tl.int64)
-
-    reached, seen = tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
-    token, start = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
-    while (token < 0) & (start < VOCAB):
-        index = start + tl.arange(0, BLOCK)
-        weight = tl.load(weights + index, mask=index < VOCAB, other=0.0)
-        bits = weight.to(tl.int32, bitcast=True)
-        tie = ((bits == cut) & (index < VOCAB)).to(tl.int32)
-        among = (bits > cut) | ((tie > 0) & (seen + tl.cumsum(tie, axis=0) <= ties))
-        whole = tl.where(among & (weight >= floor) & (index < VOCAB), (weight * scale).to(tl.int64), 0)
-        inside = tl.sum(whole, axis=0)
-        if reached + inside > wanted:
-            past = reached + tl.cumsum(whole, axis=0) > wanted
-            token = tl.min(tl.where(past, index, VOCAB - 1), axis=0)
-        reached += inside
-        seen += tl.sum(tie, axis=0)
-        start += BLOCK
+    token = _walk(weights, cut, ties, floor, wanted, scale, VOCAB, BLOCK)
     tl.store(tokens + row, tl.where(token < 0, VOCAB - 1, token).to(tl.int64))
 
 

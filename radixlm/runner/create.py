@@ -76,7 +76,6 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
     """
     device = _device(config)
     defaults = DEFAULTS[device.type]
-    torch.set_num_threads(config.threads or cpu.num_cores())
     located = locate(config)
     ops_name, ops = _first(defaults.ops, config.ops, load_ops)
     model = load_model(located, config, ops, device)
@@ -119,6 +118,8 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
 
 
 def _device(config: Config) -> torch.device:
+    """Where the model runs, with its threads set."""
+    torch.set_num_threads(config.threads or cpu.num_cores())
     if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
         return cuda.device()
     return torch.device("cpu")
