@@ -1,8 +1,9 @@
-"""GET /v1/models: what OpenAI's clients ask of a server beside answers."""
+"""GET /v1/models: what OpenAI's and Anthropic's clients ask of a server beside answers, in the words of both."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -32,7 +33,8 @@ class Models(Surface):
     async def all(self, request: Request) -> Response:
         """GET /v1/models."""
         del request
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        ends = {"has_more": False, "first_id": self.model, "last_id": self.model}
+        return JSONResponse({"object": "list", "data": [self._card()], **ends})
 
     async def one(self, request: Request) -> Response:
         """GET /v1/models/{id}; the id may hold slashes."""
@@ -48,4 +50,7 @@ class Models(Surface):
             "root": self.config.model,
             "parent": None,
             "max_model_len": self.frontend.engine.info.context_length,
+            "type": "model",
+            "display_name": self.model,
+            "created_at": datetime.fromtimestamp(self._created, UTC).isoformat(),
         }

@@ -203,6 +203,9 @@ class ModelCard(msgspec.Struct, kw_only=True):
     root: str
     parent: str | None = None
     max_model_len: int
+    type: Literal["model"]
+    display_name: str
+    created_at: str
 
 
 class ModelList(msgspec.Struct, kw_only=True):
@@ -210,6 +213,9 @@ class ModelList(msgspec.Struct, kw_only=True):
 
     object: Literal["list"]
     data: list[ModelCard]
+    has_more: bool
+    first_id: str
+    last_id: str
 
 
 class ModelInfo(msgspec.Struct, kw_only=True):

@@ -20,6 +20,10 @@ with check("message") as seen:
     assert 0 < whole.usage.output_tokens <= 24
     seen += [whole.content[0].text, whole.usage.input_tokens]
 
+with check("models") as seen:
+    seen.append([(model.id, model.display_name, model.created_at.year) for model in client.models.list()])
+    assert client.models.retrieve(MODEL).id == MODEL
+
 with check("stream says what the whole says") as seen:
     with client.messages.stream(**ASK, **GREEDY, system="You are brief.") as stream:
         kinds = [event.type for event in stream]

@@ -1,6 +1,6 @@
 """langchain-openai: invoke, stream, structured output by schema and by function, tools, embeddings, responses."""
 
-from __future__ import annotations
+from typing import Annotated
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -20,7 +20,7 @@ class Person(BaseModel):
 
 
 @tool
-def weather(city: str) -> str:
+def weather(city: Annotated[str, Field(max_length=12)]) -> str:
     """The weather in a city."""
     return f"sunny in {city}"
 
