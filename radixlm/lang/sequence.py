@@ -40,7 +40,8 @@ class Sequence:
 
     def add(self, text: str) -> str:
         """Literal text; what begins a message loses the white space before it. Returns what was added."""
-        if self.is_open and self.turns[-1].start == self.length:
+        generated = bool(self.pieces) and self.pieces[-1].tokens is not None  # even if it is empty
+        if self.is_open and self.turns[-1].start == self.length and not generated:
             text = text.lstrip()
         self._append(text)
         return text

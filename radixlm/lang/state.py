@@ -95,7 +95,8 @@ class ProgramState:
         variables, run = self._track.variables, self._run
         run.wait(lambda: name in variables or run.is_written)
         self._known(name)
-        return run.read(variables[name], name)
+        value = run.read(variables[name], name)
+        return self._value(value) if run.live else value
 
     __getitem__ = get_var
 

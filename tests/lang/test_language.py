@@ -435,6 +435,30 @@ def test_programs_are_parts_of_programs(backend):
     assert state.text() == f"begin middle {state['inner']}end"
 
 
+def test_variables_set_to_values_are_values_afterwards(backend):
+    @sgl.function
+    def program(s):
+        s += "go" + sgl.gen("x", max_tokens=2, ignore_eos=True)
+        s["copy"], s["pair"], s["plain"] = s["x"], [s["x"], 1], 3
+        return {"x": s["x"]}
+
+    state = program.run(backend=backend, temperature=0)
+    assert program._dependent is None
+    assert (state["copy"], state["pair"], state["plain"]) == (state["x"], [state["x"], 1], 3)
+    assert state.ret_value == {"x": state["x"]}
+
+
+def test_white_space_after_an_empty_answer_is_kept():
+    from radixlm.lang.chat import NoFrame
+    from radixlm.lang.sequence import Sequence
+
+    sequence = Sequence(Context())
+    sequence.open("user", NoFrame())
+    assert sequence.copy().add("  a") == "a"
+    sequence.generated("", [])
+    assert sequence.add("  a") == "  a"
+
+
 def test_reasoning_is_kept_apart_in_text_and_variables(backend, monkeypatch):
     from radixlm.lang import execute
 

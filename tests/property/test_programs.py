@@ -52,8 +52,8 @@ def write(s, steps, *, peek: bool) -> None:  # noqa: C901
                     s += s[name] if not isinstance(s._track.variables[name], list) else s[name][0]
             case "role", role, size:
                 with getattr(s, role)():
-                    s += " hi "
                     gen(s, size)
+                    s += "  z"
             case "fork", count, size:
                 forks = s.fork(count)
                 made = []
@@ -126,9 +126,9 @@ def by_hand(steps) -> tuple[str, list[str]]:  # noqa: C901
                 if known:
                     s.add(known[index % len(known)])
             case "role", role, size:
-                s.add(f"<{role}>hi ")
+                s.add(f"<{role}>")
                 known.append(s.gen(size))
-                s.add("\n")
+                s.add("  z\n")
             case "fork", count, size:
                 made = []
                 for i in range(count):
