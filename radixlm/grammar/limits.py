@@ -59,8 +59,10 @@ def is_cheap(constraint: Constraint) -> bool:
 def _parsed(constraint: Constraint) -> object:
     try:
         value = json.loads(constraint.text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{constraint.kind} is no JSON: {error or 'nested too deeply'}") from None
+    except ValueError as error:
+        raise InvalidRequest(f"{constraint.kind} is no JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest(f"{constraint.kind} is nested too deeply; the limit is {MAX_DEPTH}: flatten it") from None
     if not isinstance(value, dict | bool) or (constraint.kind == "structural_tag" and not isinstance(value, dict)):
         raise InvalidRequest(f"{constraint.kind} is no JSON object; send a schema such as {{'type': 'object'}}")
     return cast(object, value)

@@ -25,6 +25,7 @@ from radixlm.serve.control import Control
 from radixlm.serve.embeddings import Embeddings
 from radixlm.serve.encode import Encoder
 from radixlm.serve.errors import on_error, on_http_error
+from radixlm.serve.grammar import GrammarCheck
 from radixlm.serve.health import Health
 from radixlm.serve.hosts import Hosts, words
 from radixlm.serve.models import Models
@@ -46,6 +47,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *_native(Native(frontend, config)),
         *Encoder(frontend, config).rows(),
         *Tokens(frontend, config).rows(),
+        *GrammarCheck(frontend, config).rows(),
         *Control(frontend, config).rows(),
         *Completions(frontend, config).rows(),
         *ChatCompletions(frontend, config).rows(),

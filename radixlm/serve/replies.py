@@ -305,6 +305,15 @@ class Encoded(msgspec.Struct, kw_only=True):
     meta_info: dict[str, Any]
 
 
+class CheckedGrammar(msgspec.Struct, kw_only=True):
+    """Answer of POST /v1/grammar/check."""
+
+    kind: str
+    compile_ms: float
+    size_bytes: int
+    example: str | None
+
+
 class Tokenized(msgspec.Struct, kw_only=True):
     """Answer of POST /tokenize."""
 

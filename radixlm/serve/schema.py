@@ -139,6 +139,19 @@ class Encode(msgspec.Struct, kw_only=True):
     lora_path: Any = None
 
 
+class CheckGrammar(msgspec.Struct, kw_only=True):
+    """Body of POST /v1/grammar/check: one constraint, in any of its spellings."""
+
+    model: str | None = None
+    regex: Any = None
+    json_schema: Any = None
+    ebnf: Any = None
+    choice: Any = None
+    structural_tag: Any = None
+    structured_outputs: Any = None
+    response_format: dict[str, Any] | None = None
+
+
 class Tokenize(msgspec.Struct, kw_only=True):
     """Body of POST /tokenize: `prompt` or `messages`."""
 

@@ -103,3 +103,23 @@ def test_a_format_that_makes_no_sense_is_refused_by_the_name_it_came_under(field
         assert name is None or answer.json()["error"]["param"] == name
 
     with_server(test)
+
+
+def test_a_constraint_is_checked_without_running_it():
+    async def test(server: Server):
+        for fields, (kind, _) in [NATIVE[1], NATIVE[3], NATIVE[4]]:
+            answer = await server.post("/v1/grammar/check", fields)
+            assert answer.status_code == 200, answer.text
+            checked = answer.json()
+            assert checked["kind"] == kind and checked["size_bytes"] > 0 and checked["compile_ms"] >= 0
+            assert checked["example"]
+        assert set(json.loads((await server.post("/v1/grammar/check", {"json_schema": SCHEMA})).json()["example"])) >= {
+            "a"
+        }
+        wrong = {"json_schema": {"properties": {"x": {"uniqueItems": True}}}}
+        error = (await server.post("/v1/grammar/check", wrong)).json()["error"]
+        assert "/properties/x/uniqueItems" in error["message"] and error["param"] == "json_schema"
+        assert (await server.post("/v1/grammar/check", {})).status_code == 400
+        assert not server.engine.requests
+
+    with_server(test)

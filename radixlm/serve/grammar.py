@@ -1,0 +1,90 @@
+"""POST /v1/grammar/check: whether a constraint compiles, how long that takes, what of it cannot be enforced, an example."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from functools import cached_property
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from radixlm.config import Config
+from radixlm.engine.constrain import check_constraint
+from radixlm.engine.frontend import Frontend
+from radixlm.engine.grammars import token_vocabulary
+from radixlm.errors import InvalidRequest
+from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary, allowed
+from radixlm.grammar.service import Grammars
+from radixlm.serve.body import decode, ignored_header, read_body, unknown_fields
+from radixlm.serve.constraints import constraint_fields
+from radixlm.serve.replies import CheckedGrammar
+from radixlm.serve.routes import Row
+from radixlm.serve.schema import CheckGrammar
+from radixlm.types import SamplingParams
+
+_EXAMPLE_TOKENS = 200
+
+
+class GrammarCheck:
+    """The route. Compiles in this process, so that a check never touches the engine; nothing starts before the first one."""
+
+    def __init__(self, frontend: Frontend, config: Config) -> None:
+        self._frontend = frontend
+        self._config = config
+
+    def rows(self) -> list[Row]:
+        """The table of these routes."""
+        return [Row("/v1/grammar/check", self.check, "inference", ("POST",), CheckGrammar, None, CheckedGrammar)]
+
+    async def check(self, request: Request) -> Response:
+        """Answers 200 for what compiles and 400 with the reason for what does not."""
+        raw = await read_body(request, self._config.max_body)
+        body = decode(raw, CheckGrammar)
+        fields, names = constraint_fields(body)
+        sampling = SamplingParams(**fields)
+        check_constraint(sampling, names)
+        constraint = Constraint.of(sampling)
+        if constraint is None:
+            raise InvalidRequest("no constraint is given; send regex, json_schema, ebnf, choice or structural_tag")
+        start = time.perf_counter()
+        try:
+            grammar = await asyncio.wrap_future(self._grammars.get(constraint))
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param=names[constraint.kind]) from None
+        answer: dict[str, Any] = {
+            "kind": constraint.kind,
+            "compile_ms": round(1e3 * (time.perf_counter() - start), 3),
+            "size_bytes": grammar.size_bytes,
+            "example": await asyncio.to_thread(example, grammar, self._grammars.vocabulary),
+        }
+        return JSONResponse(answer, headers=ignored_header(unknown_fields(raw, CheckGrammar)))
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        info = self._frontend.engine.info
+        return Grammars(token_vocabulary(self._frontend.tokenizer, info.vocab_size, info.eos_token_ids))
+
+
+def example(grammar: Grammar, vocabulary: TokenVocabulary) -> str | None:
+    """A text that the grammar allows, the same each time; None if a short one was not found."""
+    matcher, rng, text = grammar.matcher(), random.Random(0), b""
+    for _ in range(_EXAMPLE_TOKENS):
+        if matcher.is_complete:
+            return text.decode(errors="replace")
+        tokens = [token for token in allowed(matcher, vocabulary) if vocabulary.tokens[token]]
+        plain = [token for token in tokens if _is_plain(vocabulary.tokens[token])] or tokens
+        if not plain:
+            return None
+        # Short tokens lead to an end sooner than long ones: quotes and brackets are among them.
+        shortest = min(len(vocabulary.tokens[token]) for token in plain)
+        token = rng.choice([token for token in plain if len(vocabulary.tokens[token]) == shortest])
+        matcher.accept([token])
+        text += vocabulary.tokens[token]
+    return None
+
+
+def _is_plain(token: bytes) -> bool:
+    return token.isascii() and token.decode().isprintable()

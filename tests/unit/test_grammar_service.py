@@ -1,0 +1,122 @@
+"""Compilation off the loop: the cache, the guard that is killed, hostile sources, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from radixlm.errors import InvalidRequest
+from radixlm.grammar import service
+from radixlm.grammar.api import Constraint, allowed
+from radixlm.grammar.guard import Guard
+from radixlm.grammar.limits import check_source, is_cheap
+from radixlm.grammar.pointers import keyword_pointers
+from radixlm.grammar.service import Grammars
+from tests.unit.grammar_vocabulary import VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    made = Grammars(VOCABULARY)
+    yield made
+    made.close()
+
+
+def nested(depth: int) -> str:
+    opening = '{"type":"object","required":["a"],"properties":{"a":'
+    return opening * depth + '{"type":"string"}' + "}}" * depth
+
+
+HOSTILE = {
+    "deep nesting": Constraint("json_schema", nested(500)),
+    "huge enum": Constraint("json_schema", json.dumps({"enum": [f"value {i}" for i in range(5_000)]})),
+    "many optional properties": Constraint(
+        "json_schema", json.dumps({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(3_000)}})
+    ),
+    "exploding repetition": Constraint("regex", "((a{1,500}){1,500}){1,500}b"),
+    "alternating repetition": Constraint("regex", "(a|aa|aaa|b{2,900}){900}c"),
+    "huge multiple": Constraint("json_schema", json.dumps({"type": "integer", "multipleOf": 10**40 + 7})),
+    "left recursion": Constraint("ebnf", "start: start \"a\" | \"b\""),
+    "mutual recursion": Constraint("ebnf", "start: x\nx: y\ny: x"),
+    "endless reference": Constraint("json_schema", '{"$ref":"#"}'),
+    "megabyte pattern": Constraint("regex", "a" * (1 << 20)),
+    "parentheses": Constraint("regex", "(" * 30_000 + ")" * 30_000),
+    "nested oneOf": Constraint("json_schema", json.dumps({"oneOf": [{"anyOf": [{"type": "object"}] * 40}] * 40})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_constraint_ends_in_time_one_way_or_the_other(grammars, name):
+    try:
+        matcher = grammars.get(HOSTILE[name]).result(timeout=30).matcher()
+        allowed(matcher, VOCABULARY)
+    except InvalidRequest as error:
+        assert error.message
+
+
+def test_what_takes_too_long_is_killed_and_the_guard_goes_on(monkeypatch):
+    monkeypatch.setattr("radixlm.grammar.guard.WALL_S", 0.0)
+    guard = Guard(VOCABULARY)
+    try:
+        with pytest.raises(InvalidRequest, match="more than 0 s"):
+            guard.check(Constraint("json_schema", nested(40)))
+        monkeypatch.setattr("radixlm.grammar.guard.WALL_S", 60.0)
+        guard.check(Constraint("json_schema", nested(3)))
+        with pytest.raises(InvalidRequest, match="type"):
+            guard.check(Constraint("json_schema", '{"type":"no such type"}'))
+    finally:
+        guard.close()
+
+
+def test_a_constraint_is_compiled_once_and_the_least_recently_used_goes_first():
+    made = Grammars(VOCABULARY)
+    first = made.get(Constraint("regex", "a+"))
+    assert made.get(Constraint("regex", "a+")) is first
+    size = first.result(timeout=60) and made.size_bytes
+    made._max_bytes = int(2.5 * size)
+    made.get(Constraint("regex", "b+")).result(timeout=60)
+    made.get(Constraint("regex", "a+"))
+    made.get(Constraint("regex", "c+")).result(timeout=60)
+    assert made.get(Constraint("regex", "a+")) is first
+    assert made.size_bytes <= made._max_bytes
+    made.close()
+
+
+def test_a_failure_is_remembered_for_a_while_only():
+    now = [0.0]
+    made = Grammars(VOCABULARY, clock=lambda: now[0])
+    failed = made.get(Constraint("regex", "(a"))
+    with pytest.raises(InvalidRequest, match="position 0"):
+        failed.result(timeout=60)
+    assert made.get(Constraint("regex", "(a")) is failed
+    now[0] += service._FAILED_S + 1
+    assert made.get(Constraint("regex", "(a")) is not failed
+    made.close()
+
+
+def test_only_small_and_plain_sources_pass_without_the_guard():
+    assert is_cheap(Constraint("regex", "[a-z]{1,20}@[a-z]+"))
+    assert is_cheap(Constraint("json_schema", nested(3)))
+    for name in ("exploding repetition", "huge multiple", "huge enum", "nested oneOf", "alternating repetition"):
+        assert not is_cheap(HOSTILE[name]), name
+
+
+def test_a_source_over_a_limit_is_refused_with_the_limit():
+    for name, word in {"megabyte pattern": "8192", "parentheses": "8192", "deep nesting": "64"}.items():
+        with pytest.raises(InvalidRequest, match=word):
+            check_source(HOSTILE[name])
+
+
+def test_keywords_are_found_where_they_stand_and_names_of_properties_are_none():
+    schema = {"properties": {"not": {"not": {}}, "a/b": {"items": {"contains": 1}}}, "enum": [{"not": 1}]}
+    assert list(keyword_pointers(schema, {"not", "contains"})) == [
+        "/properties/not/not",
+        "/properties/a~1b/items/contains",
+    ]
+
+
+def test_an_unsupported_keyword_is_named_by_its_pointer(grammars):
+    source = json.dumps({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
+    with pytest.raises(InvalidRequest, match="/properties/a/uniqueItems"):
+        grammars.get(Constraint("json_schema", source)).result(timeout=60)
