@@ -114,3 +114,20 @@ def test_a_forced_tool_is_called_with_arguments_that_fit_its_schema(client, mode
         for chunk in client.chat.completions.create(**fields, stream=True):
             pieces += "".join(call.function.arguments or "" for call in chunk.choices[0].delta.tool_calls or ())
         assert pieces == call.function.arguments
+
+
+def test_a_json_format_holds_alone_and_with_tools_beside_it(client, model):
+    form = {"name": "city", "schema": WEATHER["parameters"], "strict": True}
+    asked = {"model": model, "temperature": 0}
+    messages = [{"role": "user", "content": "Name a city as JSON."}]
+    wanted = {"type": "json_schema", "json_schema": form}
+    for tools in ({}, {"tools": [TOOL]}):
+        answer = client.chat.completions.create(
+            **asked, messages=messages, response_format=wanted, max_tokens=80, **tools
+        ).choices[0]
+        said = answer.message.tool_calls[0].function.arguments if answer.message.tool_calls else answer.message.content
+        assert isinstance(json.loads(said)["city"], str)
+    response = client.responses.create(
+        **asked, input="Name a city as JSON.", text={"format": {"type": "json_schema", **form}}, max_output_tokens=80
+    )
+    assert isinstance(json.loads(response.output_text)["city"], str)

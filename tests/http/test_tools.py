@@ -266,3 +266,11 @@ def test_a_forced_call_may_come_after_a_thought_that_the_prompt_opened():
 def test_a_forced_call_excludes_another_format():
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     assert refusal({"tools": TOOLS, "tool_choice": "required", "response_format": schema})["param"] == "response_format"
+
+
+def test_tools_beside_a_json_format_leave_both_open():
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY, "strict": True}}
+    for strict in (False, True):
+        sampling = sampling_of({"tools": [tool("get_weather", strict=strict)], "response_format": wanted})
+        assert (sampling.json_schema, sampling.structural_tag) == (None, None)
+        assert "answer | calls" in sampling.ebnf
