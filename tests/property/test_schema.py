@@ -142,8 +142,8 @@ NUMBERS = st.tuples(st.integers(-2000, 2000), st.integers(0, 3)).map(lambda p: D
 @given(value=NUMBERS, limit=NUMBERS, relation=st.sampled_from(["<", "<=", ">", ">="]), zeros=st.integers(0, 3))
 def test_numbers_are_compared_in_any_spelling(value, limit, relation, zeros):
     text = spelled(value) + ("" if "." in spelled(value) or not zeros else ".") + "0" * zeros
-    language = Bound(relation, limit)
-    assert number_dfa(language).accepts(text) == matches(language, spelled(value))
+    right = {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[relation]
+    assert number_dfa(Bound(relation, limit)).accepts(text) == matches(Bound(relation, limit), spelled(value)) == right
 
 
 STEPS = st.sampled_from(["1", "2", "7", "0.5", "0.01", "1.5", "1e-8", "0.25", "1E+2"])
@@ -172,7 +172,7 @@ LANGUAGES = st.recursive(
         st.tuples(inner, inner).map(lambda two: languages.either(*two)),
         inner.map(languages.negate),
     ),
-    max_leaves=5,
+    max_leaves=6,
 )
 
 
@@ -180,6 +180,20 @@ LANGUAGES = st.recursive(
 @given(language=LANGUAGES, text=st.text("abé", max_size=4))
 def test_boolean_operations_on_languages_are_those_on_sets(language, text):
     assert languages.string_dfa(language).accepts(text) == matches(language, text)
+
+
+NEAR_A = languages.Between("ab?", "a[^]*")
+
+
+@settings(max_examples=200, deadline=None)
+@given(other=LANGUAGES, text=st.text("abé", max_size=4), operation=st.sampled_from([languages.both, languages.either]))
+def test_what_is_known_within_bounds_is_on_neither_side_in_doubt(other, text, operation):
+    language = operation(NEAR_A, other)
+    inner, outer = (operation(languages.Pattern(regex, whole=True), other) for regex in ("ab?", "a[^]*"))
+    assert matches(language, text) <= matches(inner, text)
+    assert matches(languages.negate(language), text) <= (not matches(outer, text))
+    for each in (language, languages.negate(language)):
+        assert languages.string_dfa(each).accepts(text) == matches(each, text)
 
 
 def test_the_automaton_in_python_agrees_on_nested_texts():

@@ -6,6 +6,7 @@ they are kept as ready masks, by how many characters they have at most, and only
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,10 +58,10 @@ class TokenTable:
 
 
 def _num_shared(one: bytes, other: bytes) -> int:
-    for index, (a, b) in enumerate(zip(one, other)):
-        if a != b:
-            return index
-    return min(len(one), len(other))
+    count = min(len(one), len(other))
+    while one[:count] != other[:count]:  # neighbours in the order share all but the last bytes
+        count -= 1
+    return count
 
 
 def _offsets(sizes: Sequence[int]) -> IntArray:
@@ -69,13 +70,16 @@ def _offsets(sizes: Sequence[int]) -> IntArray:
     return offsets
 
 
+_PLAIN = re.compile(rf'[^\x00-\x1f"\\]{{1,{MAX_PLAIN}}}')
+
+
 def plain_chars(piece: bytes) -> int:
     """How many characters a plain token has; 0 if it is not plain."""
     try:
         text = piece.decode()
     except UnicodeDecodeError:
         return 0
-    return len(text) if len(text) <= MAX_PLAIN and not any(char < " " or char in '"\\' for char in text) else 0
+    return len(text) if _PLAIN.fullmatch(text) else 0
 
 
 def masks_of(ids_by_row: Sequence[Sequence[int]], num_words: int) -> IntArray:

@@ -5,7 +5,7 @@ Each language has only strings that the format allows; some leave out rare ones 
 
 from __future__ import annotations
 
-from radixlm.grammar.schema.languages import Language, Pattern, both, negate
+from radixlm.grammar.schema.languages import Between, Language, Pattern, both, negate
 
 _DAY = r"(?:0[1-9]|1[0-9]|2[0-8])"
 _LEAP = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
@@ -42,10 +42,15 @@ _TIMES = "T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S)"
 _DATES = "(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)"
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
 
-_NARROWER = {"time", "date-time", "email", "hostname"}
+_OUTER = {
+    "time": "[0-9]{2}:[0-9]{2}:[0-9]{2}[^]*",
+    "date-time": "[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][^]*",
+    "email": "[^]*@[^]*",
+    "hostname": "[A-Za-z0-9.-]*",
+}
 _HYPHENS = Pattern(r"(?:^|\.)..--")  # reserved for encoded names, of which not all are names
 FORMATS: dict[str, Language] = {
-    name: Pattern(regex, whole=True, exact=name not in _NARROWER)
+    name: Between(regex, _OUTER[name]) if name in _OUTER else Pattern(regex, whole=True)
     for name, regex in {
         "date": _DATE,
         "time": _TIME,

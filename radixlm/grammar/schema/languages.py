@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Literal
 
 from radixlm.grammar.api import Unsupported
@@ -39,14 +39,18 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The strings in which an ECMA-262 pattern is found; with `whole`, those that it matches from end to end.
-
-    One that is not `exact` stands for more than it matches, so its opposite is not known.
-    """
+    """The strings in which an ECMA-262 pattern is found; with `whole`, those that it matches from end to end."""
 
     regex: str
     whole: bool = False
-    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Strings that lie between two patterns: `inner` certainly belongs, what `outer` does not match certainly not."""
+
+    inner: str
+    outer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Not:
     item: Language
 
 
-Language = Every | Words | Pattern | Length | Bound | Multiple | Both | Either | Not
+Language = Every | Words | Pattern | Between | Length | Bound | Multiple | Both | Either | Not
 EVERY = Every()
 NOTHING = Words(frozenset())
 INTEGERS = Multiple(Decimal(1))
@@ -129,24 +133,21 @@ def either(one: Language, other: Language) -> Language:
 
 
 def negate(one: Language) -> Language:
-    """All others, of the strings or of the numbers. Raises Unsupported if they are not known."""
-    if not _is_exact(one):
-        raise Unsupported("the opposite of a format that is not matched exactly cannot be enforced")
+    """All others, of the strings or of the numbers; of a language that is known within bounds, what certainly is another."""
     if isinstance(one, Not):
         return one.item
     if one == NOTHING:
         return EVERY
-    return NOTHING if isinstance(one, Every) else Not(one)
+    if isinstance(one, Every):
+        return NOTHING
+    if isinstance(one, Both | Either) and any(isinstance(_core(item), Between | Both | Either) for item in one.items):
+        parts = [negate(item) for item in sorted(one.items, key=repr)]
+        return reduce(either if isinstance(one, Both) else both, parts)
+    return Not(one)
 
 
-def _is_exact(language: Language) -> bool:
-    match language:
-        case Pattern():
-            return language.exact
-        case Both(items) | Either(items):
-            return all(map(_is_exact, items))
-        case _:
-            return True
+def _core(language: Language) -> Language:
+    return language.item if isinstance(language, Not) else language
 
 
 def _parts(language: Language, kind: type[Both] | type[Either]) -> frozenset[Language]:
@@ -162,17 +163,18 @@ def matches(language: Language, text: str) -> bool:
             return text in texts
         case Length(low, high):
             return low <= len(text) and (high is None or len(text) <= high)
-        case Bound(relation, limit):
-            value = Decimal(text)
-            return {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[relation]
+        case Bound() | Multiple():
+            return _plain_dfa(language).accepts(text)
         case Both(items):
             return all(matches(item, text) for item in items)
         case Either(items):
             return any(matches(item, text) for item in items)
+        case Not(Between(_, outer)):
+            return not matches(Pattern(outer, whole=True), text)
         case Not(item):
             return not matches(item, text)
-        case Pattern() | Multiple():
-            return _plain_dfa(language).accepts(text) if isinstance(language, Multiple) else _runs(_nfa(language), text)
+        case Pattern() | Between():
+            return _runs(_nfa(language), text)
 
 
 def _runs(nfa: Nfa, text: str) -> bool:
@@ -196,15 +198,18 @@ def _closure(nfa: Nfa, states: set[int]) -> set[int]:
 
 def positive(language: Language) -> Nfa | None:
     """The language as a nondeterministic automaton, if it is one pattern or length: it need not be made deterministic."""
-    return _nfa(language) if isinstance(language, Pattern | Length) else None
+    return _nfa(language) if isinstance(language, Pattern | Length | Between) else None
 
 
 @lru_cache(maxsize=512)
-def _nfa(language: Pattern | Length) -> Nfa:
-    if isinstance(language, Pattern):
-        return regex_nfa(language.regex, "ecma", search=not language.whole)
-    high = "" if language.high is None else language.high
-    return regex_nfa(f"[^]{{{language.low},{high}}}", "ecma")
+def _nfa(language: Pattern | Length | Between) -> Nfa:
+    match language:
+        case Pattern(regex, whole):
+            return regex_nfa(regex, "ecma", search=not whole)
+        case Between(inner):
+            return regex_nfa(inner, "ecma")
+        case Length(low, high):
+            return regex_nfa(f"[^]{{{low},{'' if high is None else high}}}", "ecma")
 
 
 def string_dfa(language: Language) -> Dfa:
@@ -241,6 +246,8 @@ def _dfa(language: Language, of_numbers: bool) -> Dfa:
             return found
         case Not(Words(texts)) if not of_numbers:
             return dfa.of_words(sorted(texts), but=True)
+        case Not(Between(_, outer)):
+            return _dfa(Not(Pattern(outer, whole=True)), of_numbers)
         case Not(item):
             return dfa.combine(_dfa(EVERY, of_numbers), _dfa(item, of_numbers), lambda a, b: a and not b)
         case _:
@@ -256,7 +263,7 @@ def _both(items: list[Language], of_numbers: bool) -> Dfa:
     for item in items:
         if found is None:
             found = _dfa(item, of_numbers)
-        elif isinstance(item, Not):
+        elif isinstance(item, Not) and not isinstance(item.item, Between):
             found = dfa.combine(found, _dfa(item.item, of_numbers), lambda a, b: a and not b)
         else:
             found = dfa.combine(found, _dfa(item, of_numbers), lambda a, b: a and b)
@@ -277,7 +284,7 @@ def _all_numbers() -> Dfa:
 @lru_cache(maxsize=512)
 def _plain_dfa(language: Language) -> Dfa:
     match language:
-        case Pattern() | Length():
+        case Pattern() | Length() | Between():
             return dfa.of_nfa(_nfa(language))
         case Bound(relation, limit):
             comparison = _Comparison(relation, limit)
