@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 import time
 
-LIMIT_S = 20.0  # for one constraint; some of them never end
+LIMIT_S = 10.0  # for one constraint; some of them never end
 
 
 def main(path: str) -> None:
@@ -44,12 +44,12 @@ def walked(case, info, size):
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     times = {"compile": [], "first": [], "again": [], "failed": 0}
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         if kind == "regex":
             grammar = compiler.compile_regex(source)
         else:
             grammar = compiler.compile_json_schema(source, any_whitespace=False, separators=(",", ":"))
-        times["compile"].append(time.perf_counter() - began)
+        times["compile"].append(time.process_time() - began)
     except Exception:  # noqa: BLE001 - it does not take the constraint
         return {"failed": 1}
     mask = xgrammar.allocate_token_bitmask(1, size)
@@ -58,9 +58,9 @@ def walked(case, info, size):
         for name in ("first", "again"):
             matcher = xgrammar.GrammarMatcher(grammar)
             for token in text:
-                began = time.perf_counter()
+                began = time.process_time()
                 matcher.fill_next_token_bitmask(mask, 0)
-                times[name].append(time.perf_counter() - began)
+                times[name].append(time.process_time() - began)
                 fits = fits and matcher.accept_token(token)
                 if not fits:
                     break
