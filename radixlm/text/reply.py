@@ -1,10 +1,10 @@
 """A model's reply, taken apart while it is generated: reasoning, content, tool calls.
 
 `ReplyParser` takes the text in pieces, as `Delta.text` has them, and returns events; however the text is cut into pieces,
-the events join to the same ones (`joined`). Nothing is lost silently: what looked like a call and is none is content. If
-its arguments were under way already, `CallBroken` takes it back and gives its text.
+the events are the same once neighbours of one kind are joined. Nothing is lost silently: what looked like a call and is
+none is content. If its arguments were under way already, `CallBroken` takes it back and gives its text.
 
-Every surface reads replies through here: `ReplyFormat.of` once per model, `parser` once per choice.
+Every surface reads replies through here: `ReplyFormat.of` once per model, a `ReplyParser` once per choice.
 """
 
 from __future__ import annotations
@@ -241,23 +241,6 @@ class ReplyParser:
             self._say(CallBroken(self.num_calls, text))
         elif text.strip(_BETWEEN_CALLS):
             self._content(text)
-
-
-def joined(events: Sequence[Event]) -> list[Event]:
-    """The same with neighbouring pieces of one kind joined."""
-    whole: list[Event] = []
-    for event in events:
-        last = whole[-1] if whole else None
-        match event, last:
-            case (Content(text), Content(before)):
-                whole[-1] = Content(before + text)
-            case (Reasoning(text), Reasoning(before)):
-                whole[-1] = Reasoning(before + text)
-            case (CallArguments(index, text), CallArguments(_, before)):
-                whole[-1] = CallArguments(index, before + text)
-            case _:
-                whole.append(event)
-    return whole
 
 
 class Call(msgspec.Struct, frozen=True):

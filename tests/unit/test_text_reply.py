@@ -13,16 +13,35 @@ from radixlm.text.calls import FORCED_ARRAY, SYNTAXES, forced
 from radixlm.text.reply import (
     REASONING_TAGS,
     Call,
+    CallArguments,
     CallBroken,
     Content,
+    Event,
+    Reasoning,
     Reply,
     ReplyFormat,
     ReplyParser,
-    joined,
 )
 
 TOOLS = ("get_weather", "add", "search.web")
 THINK = REASONING_TAGS["think"]
+
+
+def joined(events: list[Event]) -> list[Event]:
+    """The same with neighbouring pieces of one kind joined."""
+    whole: list[Event] = []
+    for event in events:
+        last = whole[-1] if whole else None
+        match event, last:
+            case (Content(text), Content(before)):
+                whole[-1] = Content(before + text)
+            case (Reasoning(text), Reasoning(before)):
+                whole[-1] = Reasoning(before + text)
+            case (CallArguments(index, text), CallArguments(_, before)):
+                whole[-1] = CallArguments(index, before + text)
+            case _:
+                whole.append(event)
+    return whole
 
 
 def parse(text: str, syntax: str | None, *cuts: int, **options):
