@@ -51,12 +51,16 @@ class Constraining:
         grammars = [constraints.grammar(part.sampling) if part.sampling else None for part in entry.request.script]
         if any(grammars):
             entry.grammars = grammars
+        if not entry.is_compiled:
+            entry.blocked = True
+            self.blocked.append(entry)
 
     def unblocked(self) -> list[OpenRequest]:
         """Requests whose grammars are compiled, or failed, since the last call."""
-        done = [entry for entry in self.blocked if not entry.blocked]
-        if done:
-            self.blocked = [entry for entry in self.blocked if entry.blocked and entry.finish is None]
+        done = [entry for entry in self.blocked if entry.is_compiled]
+        self.blocked = [entry for entry in self.blocked if entry not in done and entry.finish is None]
+        for entry in done:
+            entry.blocked = False
         return [entry for entry in done if entry.finish is None]
 
     def failure(self, entry: OpenRequest) -> BaseException | None:

@@ -53,6 +53,7 @@ class OpenRequest:
         self.passed_over = 0  # younger requests admitted before this one
         self.stop: StopCheck | None = None
         self.grammars: list[Future[Grammar] | None] = []  # by part; none have any if it is empty
+        self.blocked = False  # it waits for its grammars
         self.matcher: Matcher | None = None  # of the current part; knows exactly the tokens that are known
         self.lease: Lease | None = None
         self.finish: Finish | None = None  # set once; the terminal event follows when the lease is given back
@@ -75,9 +76,9 @@ class OpenRequest:
         return self.part_start + (sampling.max_tokens or 0 if sampling else 0)
 
     @property
-    def blocked(self) -> bool:
-        """Whether a grammar of it is not compiled yet."""
-        return any(grammar is not None and not grammar.done() for grammar in self.grammars)
+    def is_compiled(self) -> bool:
+        """Whether all its grammars are there, or failed. May turn true at any time, in the middle of a step too."""
+        return all(grammar is None or grammar.done() for grammar in self.grammars)
 
     @property
     def is_penalised(self) -> bool:

@@ -105,9 +105,7 @@ class Scheduler:
         self._planner.wait(entry)
         self._next_deadline = min(self._next_deadline, entry.deadline)
         self._constraining.submit(entry)
-        if entry.blocked:
-            self._constraining.blocked.append(entry)
-        else:
+        if not entry.blocked:
             self._begin(entry)
 
     def _begin(self, entry: OpenRequest) -> None:

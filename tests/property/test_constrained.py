@@ -201,6 +201,24 @@ def test_a_script_goes_on_after_a_part_that_was_forced_to_its_end():
         assert re.match("abc(true|name)", text_of(record.tokens))
 
 
+def test_a_grammar_that_is_ready_in_the_middle_of_a_step_counts_from_the_next_one(monkeypatch):
+    from radixlm.sched import admission
+
+    late = Future()
+    drive = Drive(constraints=Constraints(VOCABULARY, lambda s: late if s.regex else None), vocab_size=len(TOKENS))
+    drive.submit((encode("a"), SamplingParams(max_tokens=9, regex="abc:1")))
+    drive.submit((encode("b"), SamplingParams(max_tokens=9)))
+
+    def judge(*args, real=admission.judge):
+        if not late.done():
+            late.set_result(grammar(SamplingParams(regex="abc:1")).result())
+        return real(*args)
+
+    monkeypatch.setattr(admission, "judge", judge)
+    drive.drain()
+    assert text_of(drive.records[0].tokens) == "abc:1"
+
+
 THINK_END = BY_BYTES[b"}"]
 
 

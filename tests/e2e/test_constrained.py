@@ -1,0 +1,61 @@
+"""Constraints on the real model: typed answers, jump-forward on and off, and a hostile neighbour."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from radixlm import LLM, SamplingParams
+from radixlm.bench.grammar import PERSON, TEN_FIELDS
+from radixlm.errors import InvalidRequest
+
+pytestmark = pytest.mark.weights
+PROMPT = "A record of a person in JSON, with the name Chen 陈 and the age:\n"
+
+
+@dataclass
+class Person:
+    name: str
+    age: int
+
+
+@pytest.fixture(scope="module")
+def llms():
+    with LLM("smollm2-135m", kv_tokens=4096) as on, LLM("smollm2-135m", kv_tokens=4096, jump_forward=False) as off:
+        yield on, off
+
+
+def test_answers_have_their_type_and_grow_towards_it(llms):
+    person = llms[0].generate(PROMPT, SamplingParams(max_tokens=200, temperature=0), type=Person)
+    assert isinstance(person, Person)
+    values = list(llms[0].stream_typed(PROMPT, Person, SamplingParams(max_tokens=200, temperature=0)))
+    assert values[-1] == person and len(values) > 2
+
+
+def test_jump_forward_takes_fewer_steps_and_its_tokens_spell_its_text(llms):
+    sampling = SamplingParams(max_tokens=200, temperature=0, json_schema=TEN_FIELDS)
+    steps = []
+    for llm in llms:
+        before = llm.stats()["steps"]
+        answer = llm.generate(PROMPT, sampling)
+        steps.append(llm.stats()["steps"] - before)
+        assert list(json.loads(answer.text)) == list(json.loads(TEN_FIELDS)["properties"])
+        assert llm.tokenizer.decode(answer.token_ids, skip_special=True, at_start=False) == answer.text
+        assert answer.usage.completion_tokens == len(answer.token_ids)
+    assert steps[0] * 1.5 < steps[1]
+    texts = [llm.generate(PROMPT, SamplingParams(max_tokens=60, temperature=0, regex=PERSON)).text for llm in llms]
+    assert texts[0] == texts[1] and re.fullmatch(PERSON, texts[0])
+
+
+def test_hostile_constraints_are_refused_while_others_go_on(llms):
+    hostile = [SamplingParams(regex="(a|aa|aaa|b{2,900}){900}c(?=x)"), SamplingParams(ebnf='root ::= "a" | x')]
+    with ThreadPoolExecutor(8) as threads:
+        good = [threads.submit(llms[0].generate, PROMPT, SamplingParams(max_tokens=24)) for _ in range(4)]
+        for sampling in hostile:
+            with pytest.raises(InvalidRequest):
+                llms[0].generate(PROMPT, sampling)
+        assert all(answer.result().finish_reason in ("stop", "length") for answer in good)
