@@ -63,6 +63,7 @@ struct automaton {
     int64_t *set_offset; /* [num_sets + 1] */
     uint8_t *accepting;
     int8_t *plain_depth; /* -1 unknown */
+    int32_t *plain_next; /* see after_plain */
     int64_t num_sets, max_sets, limit;
     struct table set_table;
     int32_t *next; /* [num_sets, num_classes] */
@@ -248,10 +249,13 @@ static int room_for_set(struct automaton *a, int64_t count) {
         void *depth = realloc(a->plain_depth, (size_t)sets);
         if (depth)
             a->plain_depth = depth;
+        void *plain = realloc(a->plain_next, (size_t)sets * sizeof *a->plain_next);
+        if (plain)
+            a->plain_next = plain;
         void *next = realloc(a->next, (size_t)(sets * a->p.num_classes) * sizeof *a->next);
         if (next)
             a->next = next;
-        if (!offset || !accepting || !depth || !next)
+        if (!offset || !accepting || !depth || !plain || !next)
             return 0;
         a->max_sets = sets;
     }
@@ -286,6 +290,7 @@ static int32_t intern_found(struct automaton *a) {
     for (int64_t i = 0; i < n; i++)
         a->accepting[set] |= a->p.is_end[a->found[i] >> 32] && !(int32_t)a->found[i];
     a->plain_depth[set] = -1;
+    a->plain_next[set] = UNKNOWN;
     for (int32_t c = 0; c < a->p.num_classes; c++)
         a->next[set * a->p.num_classes + c] = UNKNOWN;
     return (int32_t)set;
@@ -341,7 +346,7 @@ static void find_live(struct automaton *a) {
 
 void rx_automaton_free(struct automaton *a) {
     free(a->live), free(a->stacks), free(a->stack_table.slots), free(a->places), free(a->set_offset);
-    free(a->accepting), free(a->plain_depth), free(a->set_table.slots), free(a->next), free(a->found);
+    free(a->accepting), free(a->plain_depth), free(a->plain_next), free(a->set_table.slots), free(a->next), free(a->found);
     free(a->todo), free(a->seen), free(a->visited), free(a);
 }
 
@@ -380,7 +385,7 @@ int32_t rx_automaton_run(struct automaton *a, int32_t state, const uint8_t *byte
 int64_t rx_automaton_states(const struct automaton *a) { return a->num_sets; }
 
 int64_t rx_automaton_bytes(const struct automaton *a) {
-    return a->max_sets * (a->p.num_classes * 4 + 10) + a->max_places * 8 + a->max_stacks * 8 +
+    return a->max_sets * (a->p.num_classes * 4 + 14) + a->max_places * 8 + a->max_stacks * 8 +
            (a->set_table.size + a->stack_table.size + a->seen_size) * 4 + a->max_visited * 8;
 }
 
@@ -505,7 +510,11 @@ static int plain_depth(struct automaton *a, int32_t state) {
     int32_t path[MAX_PLAIN], n = 0, depth = -1;
     while (n < MAX_PLAIN && (depth = a->plain_depth[state]) < 0) {
         path[n++] = state;
-        int32_t to = after_plain(a, state);
+        int32_t to = a->plain_next[state]; /* kept: the states ahead are looked at again from the next one */
+        if (to == UNKNOWN) {
+            to = after_plain(a, state);
+            a->plain_next[state] = to;
+        }
         if (to < 0 || to == state) {
             depth = to < 0 ? 0 : ENDLESS;
             int counts = to >= 0 || closed(a, state);
