@@ -55,6 +55,11 @@ class Connection(asyncio.Protocol):
         """Whether another request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def received(self) -> bytearray:
+        """The body of the answer under way, so far."""
+        return self._answer.body
+
     async def post(self, message: bytes) -> Answer:
         """Sends a whole request and waits for the whole answer. Raises ConnectionError if the server goes away."""
         if self._transport is None or self._transport.is_closing():

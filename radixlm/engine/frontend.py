@@ -286,6 +286,8 @@ class Frontend:
             yield key, watch
         except Error as error:
             watch.failed(error)
+            if isinstance(error, QueueFull):
+                self._open.engine_is_full(error)
             raise
         finally:
             watch.closed()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from radixlm.engine.caller import Caller
-from radixlm.errors import InvalidRequest, TooManyRequests
+from radixlm.errors import InvalidRequest, QueueFull, TooManyRequests
+
+_FULL_S = 0.01  # much less than any queue takes to empty
 
 
 class OpenChoices:
@@ -13,13 +16,26 @@ class OpenChoices:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._full: tuple[float, QueueFull] | None = None  # when the engine last refused, and how
         self._keys: dict[tuple[str, str], set[int]] = {}
 
     def __len__(self) -> int:
         return self._counts.total()
 
+    def engine_is_full(self, error: QueueFull) -> None:
+        """The engine refused a request: for a moment it need not be asked again, nor anything be tokenised for it."""
+        self._full = (time.monotonic(), error)
+
     def require_room(self, caller: Caller, num_choices: int) -> None:
-        """Raises TooManyRequests where the caller's limit is reached, InvalidRequest where it never fits."""
+        """Raises QueueFull right after the engine was, TooManyRequests where the caller's limit is reached.
+
+        Raises InvalidRequest for what never fits.
+        """
+        if self._full is not None and time.monotonic() - self._full[0] < _FULL_S:
+            raise QueueFull(self._full[1].message, retry_after_s=self._full[1].retry_after_s)
+        self._require_quota(caller, num_choices)
+
+    def _require_quota(self, caller: Caller, num_choices: int) -> None:
         limit = caller.max_requests
         if limit is None:
             return
@@ -31,7 +47,7 @@ class OpenChoices:
 
     def add(self, caller: Caller, label: str, key: int) -> None:
         """A choice begins. Raises TooManyRequests."""
-        self.require_room(caller, 1)
+        self._require_quota(caller, 1)
         self._counts[caller.name] += 1
         if label:
             self._keys.setdefault((caller.name, label), set()).add(key)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.errors import Error, InvalidRequest
+from radixlm.errors import Error, InvalidRequest, QueueFull
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def error_headers(error: Error) -> dict[str, str]:
 async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for errors raised on purpose."""
     assert isinstance(error, Error), "registered for Error alone"
-    if error.status >= 500:
+    if error.status >= 500 and not isinstance(error, QueueFull):  # under load, what is refused is most of what comes
         logger.warning("%s %s: %s", request.method, request.scope["path"], error.message)
     row = request.scope.get("row")
     return error_response(error, row.errors.encode if row else encode_error)

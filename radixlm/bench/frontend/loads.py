@@ -19,6 +19,7 @@ from radixlm.bench.http_stream import Answer, Connection, request
 from radixlm.bench.results import BenchError
 
 _SETTLE_S = 30.0
+_SETTLED_BYTES = 600  # two or three events
 
 
 class _Choice(msgspec.Struct):
@@ -38,11 +39,12 @@ class Streams:
     """Streams that ran side by side."""
 
     num_tokens: int = 0
-    num_events: int = 0
+    num_events: int = 0  # while CPU was counted
     num_wrong: int = 0  # streams that lost, doubled or reordered something, or did not end well
     gaps_s: list[float] = field(default_factory=list[float])
     first_s: list[float] = field(default_factory=list[float])
-    cpu_s: float = 0.0  # of the frontends
+    own_cpu_s: float = 0.0  # of the frontends, in their own code
+    kernel_cpu_s: float = 0.0  # of the frontends, in the kernel: sockets
     wall_s: float = 0.0
     grown_bytes: int = 0  # of the frontends' memory while all were open
 
@@ -59,25 +61,31 @@ class Requests:
 
 
 async def streams(server: Spelling, count: int, num_tokens: int) -> Streams:
-    """`count` streams of `num_tokens` each, opened together."""
+    """`count` streams of `num_tokens` each, opened together. CPU is counted while all are open and none begins or ends."""
     found = Streams()
     connections = await _connect(server.port, count)
     messages = [_completion(server, i % 26, num_tokens, stream=True) for i in range(count)]
-    cpu, memory, start = server.frontend_cpu_s(), server.frontend_bytes(), time.perf_counter()
-    answers = await asyncio.gather(*(c.post(m) for c, m in zip(connections, messages)))
-    found.wall_s, found.cpu_s = time.perf_counter() - start, server.frontend_cpu_s() - cpu
+    memory, start = server.frontend_bytes(), time.perf_counter()
+    tasks = [asyncio.ensure_future(c.post(m)) for c, m in zip(connections, messages)]
+    while not all(len(connection.received) > _SETTLED_BYTES for connection in connections):
+        await asyncio.sleep(0.05)
+    first, (own, kernel) = time.perf_counter(), server.frontend_cpu_s()
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    last, cpu = time.perf_counter(), server.frontend_cpu_s()
+    found.wall_s, found.own_cpu_s, found.kernel_cpu_s = last - first, cpu[0] - own, cpu[1] - kernel
     found.grown_bytes = server.frontend_bytes() - memory
+    answers = await asyncio.gather(*tasks)
     for connection in connections:
         connection.close()
     for i, answer in enumerate(answers):
         _judge(answer, expected(i % 26, num_tokens), found, start)
+        found.num_events += sum(first < at <= last for at, _ in answer.events())
     return found
 
 
 def _judge(answer: Answer, text: str, found: Streams, start: float) -> None:
     events = answer.events()
     pieces = ["".join(choice.text for choice in _event.decode(data).choices) for _, data in events]
-    found.num_events += len(events)
     found.num_tokens += sum(map(len, pieces))
     found.num_wrong += answer.status != 200 or "".join(pieces) != text or b"data: [DONE]" not in answer.body[-20:]
     times = [at for (at, _), piece in zip(events, pieces) if piece]
