@@ -19,7 +19,7 @@ from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.output import Embedding
 from radixlm.engine.validate import GenerateRequest
-from radixlm.errors import UnknownModel
+from radixlm.errors import InvalidRequest, UnknownModel
 from radixlm.serve.convert import split_prompts
 from radixlm.serve.embeddings import unit
 from radixlm.serve.ollama_answer import ERRORS
@@ -114,6 +114,8 @@ class OllamaModels(OllamaSurface):
         start = time.perf_counter()
         body, headers = await self.read(request, OllamaEmbed)
         self.check_tag(body.model)
+        if body.dimensions is not None and body.dimensions < 1:
+            raise InvalidRequest(f"dimensions is {body.dimensions}; it must be at least 1", param="dimensions")
         texts, _ = split_prompts(body.input, "input")
         found = await self._vectors(request, texts, "input")
         vectors = [unit(np.frombuffer(each.vector, dtype="<f4")[: body.dimensions]).tolist() for each in found]

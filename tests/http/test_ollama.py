@@ -150,6 +150,8 @@ def test_the_model_is_listed_shown_and_running():
         ("/api/generate", {"model": "fake", "prompt": "x", "template": "{{ .Prompt }}"}, 400, "template"),
         ("/api/generate", {"model": "fake", "prompt": "x" * 2000, "raw": True}, 400, "prompt"),
         ("/api/chat", {**CHAT, "messages": "hi"}, 400, "messages"),
+        ("/api/embed", {"model": "fake", "input": "x", "dimensions": -1}, 400, "dimensions"),
+        ("/api/embed", {"model": "fake", "input": []}, 400, "input"),
     ],
 )
 def test_errors_are_one_sentence_under_error(path, body, status, word):
