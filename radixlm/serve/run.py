@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.errors import Error
+from radixlm.serve.accept import Acceptor
 from radixlm.serve.app import create_app
 from radixlm.serve.border import MAX_HEADER_BYTES
 from radixlm.serve.health import Health
@@ -184,9 +185,19 @@ class _Server(uvicorn.Server):
                 watch.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's own, then the callback."""
-        await super().startup(sockets)
+        """uvicorn's own with another acceptor, then the callback."""
+        await super().startup([])
+        assert sockets, "it is run on a socket"
+        self._acceptor = Acceptor(sockets[0], self._protocol, self.config.ssl)
         self._started_callback()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, then uvicorn's own."""
+        self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return _Protocol(self.config, self.server_state, self.lifespan.state)
 
     def _end(self) -> None:
         self.force_exit = self.should_exit
