@@ -190,6 +190,7 @@ def run_details(usages: Iterable[Usage]) -> Json:
     found = list(usages)
     return {
         "missed": next((usage.missed for usage in found if usage.missed), ""),
+        "forced_tokens": sum(usage.forced_tokens for usage in found),
         "queue_s": max(usage.queue_s for usage in found),
         "prefill_s": max(usage.prefill_s for usage in found),
         "decode_s": max(usage.decode_s for usage in found),

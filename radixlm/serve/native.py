@@ -172,6 +172,7 @@ class _Answer:
             meta["prefill_time"] = usage.prefill_s
             meta["decode_time"] = usage.decode_s
             meta["cache_missed"] = usage.missed
+            meta["forced_tokens"] = usage.forced_tokens
         return {**meta, **self._logprobs(item, completion)} if item.scored else meta
 
     def _logprobs(self, item: _Item, completion: Completion) -> dict[str, Any]:

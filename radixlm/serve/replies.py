@@ -73,9 +73,10 @@ class OutputDetails(msgspec.Struct, kw_only=True):
 
 
 class RunDetails(msgspec.Struct, kw_only=True):
-    """Why no more of the prompt came from the cache ("" if nothing was missing), and seconds in each phase."""
+    """Why no more of the prompt came from the cache ("" if nothing was missing), forced tokens, and seconds in each phase."""
 
     missed: Missed
+    forced_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float
@@ -277,6 +278,7 @@ class MetaInfo(msgspec.Struct, kw_only=True):
     prefill_time: float | None = None
     decode_time: float | None = None
     cache_missed: Missed | None = None
+    forced_tokens: int | None = None
 
 
 class Generated(msgspec.Struct, kw_only=True):
