@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import torch
 
+from radixlm import LLM
 from radixlm.config import Config
 from radixlm.types import SamplingParams
 from tests.engine.whole import Whole
@@ -88,3 +90,31 @@ def test_a_step_waits_for_its_tokens_and_for_nothing_else():
             assert [answer.tokens for answer in engine.ask(*greedy, *random_rows)] == expected
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_vectors_equal_those_of_the_reference_on_a_cpu():
+    prompts = [prompt for prompt, _ in requests()[:12]]
+    asked = [(prompt, how) for prompt in prompts for how in ("mean", "last")]
+    plain = {**BASE, "device": "cpu", "ops": "torch", "attention": "reference", "prefix_cache": False}
+    with Whole(Config(**plain)) as engine:
+        expected = [answer.vector for answer in engine.ask(*asked)]
+    for options in ({}, {"tokens_per_step": 48}):
+        with Whole(Config(**{**BASE, **options, "device": "cuda"}), prepare=True) as engine:
+            answers = engine.ask(*asked, *requests()[:6])  # beside rows that decode
+        for answer, vector in zip(answers, expected):
+            assert answer.vector == pytest.approx(vector, abs=1e-4)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("jump_forward", [True, False])
+def test_constrained_rows_fit_beside_free_ones(overlap: bool, jump_forward: bool):
+    pattern = r"\{\"name\":\"[a-z]{1,8}\",\"age\":[1-9][0-9]?\}"
+    bound = SamplingParams(regex=pattern, max_tokens=60, temperature=1.0)
+    free = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
+    options = {"device": "cuda", "overlap": overlap, "jump_forward": jump_forward}
+    with LLM(**{**BASE, **options, "dtype": "bfloat16"}) as llm:
+        alone = llm.generate("free", free).text
+        outputs = llm.generate(["a", "free"] * 8, [bound, free] * 8)
+    for constrained, unbound in zip(outputs[::2], outputs[1::2]):
+        assert re.fullmatch(pattern, constrained.text)
+        assert unbound.text[:1] == alone[:1], "a mask touched another row"
