@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import instructor
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from seen import MODEL, QUESTION, URL, check, done
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
@@ -12,7 +12,9 @@ ASK = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "max
 
 
 class Person(BaseModel):
-    """A person."""
+    """A person, and nothing more: a small model that may add fields does not stop."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=12)
     age: int = Field(ge=0, le=120)
