@@ -87,6 +87,10 @@ class Track:
         if name:
             self.variables[name] = variable
 
+    def has_many(self, key: str) -> bool:
+        """Whether this value is a list of answers."""
+        return any(isinstance(n, Gen) and n.name == key and n.sampling.n > 1 for n in self.nodes)
+
 
 class Run:
     """See the module. Recorded by one thread."""
@@ -208,7 +212,11 @@ class Run:
         if not self.live:
             self.num_reads += 1
             node = Ref(branch=variable.branch, name=variable.key)
-            return Placeholder(node, self.refusals, is_text=variable.kind.is_text and not self._is_many(variable))
+            return Placeholder(
+                node,
+                self.refusals,
+                is_text=variable.kind.is_text and not self.tracks[variable.branch].has_many(variable.key),
+            )
         where = variable.branch, variable.key
         self.flush_for(lambda: where in self.ledger.values)
         value = self.ledger.values[where]
@@ -217,10 +225,6 @@ class Run:
         if isinstance(value, list):
             return [read(variable.kind, name, text) for text in value]
         return read(variable.kind, name, value)
-
-    def _is_many(self, variable: Generated) -> bool:
-        nodes = self.tracks[variable.branch].nodes
-        return any(isinstance(n, Gen) and n.name == variable.key and n.sampling.n > 1 for n in nodes)
 
     def flush_for(self, ready: Any) -> None:
         """Sends what is recorded and waits. Raises the error that makes it impossible."""
