@@ -11,7 +11,7 @@ from radixlm.lang.compiler import bound
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.explain import constant_nodes
 from radixlm.lang.ir import Argument, Branch, Context, Gen, Node, Program
-from radixlm.lang.run import Run, fly
+from radixlm.lang.run import Run, explain, fly
 from radixlm.lang.state import ProgramState
 from radixlm.types import SamplingParams
 
@@ -57,4 +57,4 @@ class Plan:
 
     def explain(self, form: str = "text") -> str:
         """The plan as text, json or mermaid, or written to FILE.png."""
-        return self._traced.explain(form)
+        return explain(self._traced, form)

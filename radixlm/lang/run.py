@@ -283,18 +283,6 @@ class Run:
         settings = self.settings
         return Program(name=self.name, branches=branches, stream=settings.stream, tools=settings.tools)
 
-    def explain(self, form: str) -> str:
-        """The whole program, with what was measured beside it; a form that ends in .png is a file to write."""
-        if form not in FORMS and not form.endswith(".png"):
-            raise ProgramError(f"form is {form}; it must be one of {', '.join(FORMS)}, or FILE.png", program=self.name)
-        program = self.whole()
-        measure = self.backend.measure(program) if self.backend is not None else Measure()
-        plan = explained(program, measure, self.ledger.usages)
-        if form in FORMS:
-            return FORMS[form](plan)
-        draw(plan, Path(form))
-        return form
-
     def follow(self, future: Future[None], branches: list[int] | None = None) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""
         self._futures.append(future)
@@ -351,6 +339,19 @@ class Run:
         elif (error := future.exception()) is not None:
             cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
             self.ledger.fail(ProgramError(cause.message, program=self.name, cause=cause))
+
+
+def explain(run: Run, form: str) -> str:
+    """The whole program, with what was measured beside it; a form that ends in .png is a file to write."""
+    if form not in FORMS and not form.endswith(".png"):
+        raise ProgramError(f"form is {form}; it must be one of {', '.join(FORMS)}, or FILE.png", program=run.name)
+    program = run.whole()
+    measure = run.backend.measure(program) if run.backend is not None else Measure()
+    plan = explained(program, measure, run.ledger.usages)
+    if form in FORMS:
+        return FORMS[form](plan)
+    draw(plan, Path(form))
+    return form
 
 
 async def fly(backend: Backend, programs: list[Program], runs: list[Run]) -> None:

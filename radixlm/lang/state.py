@@ -10,7 +10,7 @@ from radixlm.lang.api import RoleItem, items_of, message
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.ir import Ref, TextEvent
 from radixlm.lang.meta import chunk_meta, meta_info
-from radixlm.lang.run import Generated, Run, Track
+from radixlm.lang.run import Generated, Run, Track, explain
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.lang.tracer import Placeholder, line_of_program
 
@@ -176,7 +176,7 @@ class ProgramState:
 
     def explain(self, form: str = "text") -> str:
         """The program as it ran, on all branches, with what was measured; text, json or mermaid."""
-        return self._run.explain(form)
+        return explain(self._run, form)
 
     def cancel(self) -> None:
         """Ends the run; whoever waits for it gets an error."""
