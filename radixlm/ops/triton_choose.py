@@ -20,7 +20,7 @@ from radixlm.ops.triton_launch import follow, launch_options
 ONE = tl.constexpr(0x3F800000)
 """The bits of 1.0, the largest weight."""
 
-_BLOCK = 4096
+_BLOCK = 8192
 _COARSE = 9  # halvings after which few weights are left between the bounds
 
 

@@ -87,7 +87,7 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
         name, attention = _first(defaults.attention, config.attention, lambda n: load_attention(n, shape, kv))
         state = _state(model, kv, wanted, ops)
         if device.type == "cuda":
-            return _cuda_runner(model, attention, kv, wanted, state), kv, name
+            return _cuda_runner(model, attention, kv, wanted, state, graphs=name != "reference"), kv, name
         replays = DecodeReplays(model, attention, kv) if ops_name == name == "native" else None
         return ModelRunner(model, attention, kv, *state, replays), kv, name
 
@@ -204,10 +204,16 @@ def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
 
 
 def _cuda_runner(
-    model: Decoder, attention: AttentionBackend, kv: KVPool, sizes: Sizes, state: tuple[Tables, Sampler]
+    model: Decoder,
+    attention: AttentionBackend,
+    kv: KVPool,
+    sizes: Sizes,
+    state: tuple[Tables, Sampler],
+    *,
+    graphs: bool,
 ) -> Runner:
     cuda_runner = importlib.import_module("radixlm.runner.cuda_runner")  # needs triton, which not every install has
-    steps = cuda_runner.Sizes(sizes.max_running, sizes.tokens_per_step + sizes.max_running)
+    steps = cuda_runner.Sizes(sizes.max_running, sizes.tokens_per_step + sizes.max_running, graphs=graphs)
     return cuda_runner.CudaRunner(model, attention, kv, *state, steps)
 
 

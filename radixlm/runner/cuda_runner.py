@@ -57,11 +57,12 @@ class Sizes:
 
     max_running: int
     max_tokens: int  # of any step
+    graphs: bool = True  # whether attention can be captured
 
     @property
     def max_graph_tokens(self) -> int:
         """Longer steps run without a graph."""
-        return min(MIXED_SIZES[-1], self.max_tokens)
+        return min(MIXED_SIZES[-1], self.max_tokens) if self.graphs else 0
 
     def fit(self, plan: Plan) -> Size:
         """The size of a plan with its padding."""
@@ -70,7 +71,8 @@ class Sizes:
             padded = self.round_rows(count)
             return Size(padded, padded, decode=True)
         index = bisect.bisect_left(MIXED_SIZES, tokens)
-        return Size(self.max_running, MIXED_SIZES[index] if tokens <= self.max_graph_tokens else tokens, decode=False)
+        fits = tokens <= self.max_graph_tokens and MIXED_SIZES[index] <= self.max_tokens
+        return Size(self.max_running, MIXED_SIZES[index] if fits else tokens, decode=False)
 
     def round_rows(self, count: int) -> int:
         """Decode or sampling rows with their padding."""
@@ -78,6 +80,8 @@ class Sizes:
 
     def all(self) -> list[Size]:
         """Every size worth a graph, most useful first."""
+        if not self.graphs:
+            return []
         rows = [n for n in DECODE_SIZES if n < self.max_running] + [self.max_running]
         mixed = [n for n in MIXED_SIZES if n <= self.max_tokens]
         return [Size(n, n, decode=True) for n in rows] + [Size(self.max_running, n, decode=False) for n in mixed]
