@@ -12,15 +12,21 @@ from radixlm import LLM
 from radixlm.config import Config
 from radixlm.types import SamplingParams
 from tests.engine.whole import Whole
+from tests.models.families import make_oracle
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_attention_heads": 8,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+}
 BASE = {
-    "model": "tiny",
-    "load_format": "dummy",
     "dtype": "float32",
     "kv_tokens": 4096,
     "max_running": 12,
@@ -38,15 +44,27 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
     return asked
 
 
-def answers(asked: list[tuple[list[int], SamplingParams]], *, idle: bool = False, **options) -> list[list[int]]:
-    with Whole(Config(**{**BASE, **options}), prepare=idle) as engine:
+def answers(
+    model: str, asked: list[tuple[list[int], SamplingParams]], *, idle: bool = False, **options
+) -> list[list[int]]:
+    with Whole(Config(**{**BASE, "model": model, **options}), prepare=idle) as engine:
         return [answer.tokens for answer in engine.ask(*asked)]
 
 
 @pytest.fixture(scope="module")
-def oracle() -> list[list[int]]:
+def model(tmp_path_factory) -> str:
+    """Weights in a folder: the same on every device, and large enough that a token depends on all before it."""
+    folder = tmp_path_factory.mktemp("model")
+    make_oracle("llama", **SIZES).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def oracle(model) -> list[list[int]]:
     """The reference kernels on the CPU, one step after the other, nothing shared."""
-    return answers(requests(), device="cpu", ops="torch", attention="reference", prefix_cache=False)
+    found = answers(model, requests(), device="cpu", ops="torch", attention="reference", prefix_cache=False)
+    assert len({token for tokens in found for token in tokens}) > 100, "tokens that depend on nothing prove nothing"
+    return found
 
 
 @pytest.mark.parametrize(
@@ -63,18 +81,18 @@ def oracle() -> list[list[int]]:
     ],
     ids=str,
 )
-def test_tokens_equal_those_of_the_reference_on_a_cpu(oracle, options):
-    assert answers(requests(), device="cuda", **options) == oracle
+def test_tokens_equal_those_of_the_reference_on_a_cpu(model, oracle, options):
+    assert answers(model, requests(), device="cuda", **options) == oracle
 
 
-def test_seeded_sampling_does_not_depend_on_batch_mates():
+def test_seeded_sampling_does_not_depend_on_batch_mates(model):
     sampling = SamplingParams(max_tokens=20, temperature=1.0, top_p=0.9, seed=11, ignore_eos=True)
     one = ([301, 302, 303], sampling)
-    (alone,) = answers([one], device="cuda")
-    assert answers([*requests(), one], device="cuda")[-1] == alone
+    (alone,) = answers(model, [one], device="cuda")
+    assert answers(model, [*requests(), one], device="cuda")[-1] == alone
 
 
-def test_a_step_waits_for_its_tokens_and_for_nothing_else():
+def test_a_step_waits_for_its_tokens_and_for_nothing_else(model):
     greedy = requests()
     random_rows = [
         (
@@ -83,7 +101,7 @@ def test_a_step_waits_for_its_tokens_and_for_nothing_else():
         )
         for prompt, _ in greedy[:10]
     ]
-    with Whole(Config(**{**BASE, "device": "cuda"}), prepare=True) as engine:
+    with Whole(Config(**{**BASE, "model": model, "device": "cuda"}), prepare=True) as engine:
         expected = [answer.tokens for answer in engine.ask(*greedy, *random_rows)]
         torch.cuda.set_sync_debug_mode("error")  # any call that makes the host wait for the device raises
         try:
@@ -92,14 +110,14 @@ def test_a_step_waits_for_its_tokens_and_for_nothing_else():
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_vectors_equal_those_of_the_reference_on_a_cpu():
+def test_vectors_equal_those_of_the_reference_on_a_cpu(model):
     prompts = [prompt for prompt, _ in requests()[:12]]
     asked = [(prompt, how) for prompt in prompts for how in ("mean", "last")]
-    plain = {**BASE, "device": "cpu", "ops": "torch", "attention": "reference", "prefix_cache": False}
+    plain = {**BASE, "model": model, "device": "cpu", "ops": "torch", "attention": "reference", "prefix_cache": False}
     with Whole(Config(**plain)) as engine:
         expected = [answer.vector for answer in engine.ask(*asked)]
     for options in ({}, {"tokens_per_step": 48}):
-        with Whole(Config(**{**BASE, **options, "device": "cuda"}), prepare=True) as engine:
+        with Whole(Config(**{**BASE, **options, "model": model, "device": "cuda"}), prepare=True) as engine:
             answers = engine.ask(*asked, *requests()[:6])  # beside rows that decode
         for answer, vector in zip(answers, expected):
             assert answer.vector == pytest.approx(vector, abs=1e-4)
@@ -111,8 +129,8 @@ def test_constrained_rows_fit_beside_free_ones(overlap: bool, jump_forward: bool
     pattern = r"\{\"name\":\"[a-z]{1,8}\",\"age\":[1-9][0-9]?\}"
     bound = SamplingParams(regex=pattern, max_tokens=60, temperature=1.0)
     free = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
-    options = {"device": "cuda", "overlap": overlap, "jump_forward": jump_forward}
-    with LLM(**{**BASE, **options, "dtype": "bfloat16"}) as llm:
+    options = {"model": "tiny", "load_format": "dummy", "device": "cuda", "overlap": overlap}
+    with LLM(**{**BASE, **options, "jump_forward": jump_forward, "dtype": "bfloat16"}) as llm:
         alone = llm.generate("free", free).text
         outputs = llm.generate(["a", "free"] * 8, [bound, free] * 8)
     for constrained, unbound in zip(outputs[::2], outputs[1::2]):

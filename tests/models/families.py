@@ -67,11 +67,11 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
 }
 
 
-def make_oracle(family: str) -> PreTrainedModel:
+def make_oracle(family: str, **sizes: Any) -> PreTrainedModel:
     """A random float32 model; biases and norm weights are random as well, so that leaving one out shows."""
     config_class, model_class, changes = FAMILIES[family]
     torch.manual_seed(sum(family.encode()))
-    model = model_class(config_class(**(SIZES | changes))).eval()
+    model = model_class(config_class(**(SIZES | changes | sizes))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
