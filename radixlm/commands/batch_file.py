@@ -10,13 +10,11 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import msgspec
 
 from radixlm.errors import InvalidRequest, StartError
-
-Json = dict[str, Any]
 
 
 class Line(msgspec.Struct, kw_only=True):

@@ -32,7 +32,6 @@ class LLGrammar:
     """A grammar at its start, to be copied for every part."""
 
     def __init__(self, start: ll.LLMatcher, vocabulary: TokenVocabulary, source_chars: int) -> None:
-        self.warnings = start.get_grammar_warnings()
         self.size_bytes = _BASE_BYTES + _BYTES_PER_CHAR * source_chars
         self._start = start
         self._eos = frozenset(vocabulary.eos)

@@ -38,7 +38,6 @@ class Grammars:
         self, vocabulary: TokenVocabulary, max_bytes: int = 256 << 20, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.vocabulary = vocabulary
-        self.num_compiled = 0
         self._max_bytes = max_bytes
         self._clock = clock
         self._entries: OrderedDict[Constraint, _Entry] = OrderedDict()  # least recently used first
@@ -117,7 +116,6 @@ class Grammars:
             entry.size_bytes = _ENTRY_BYTES + len(constraint.text) + (0 if failed else result.size_bytes)
             entry.expires = self._clock() + _FAILED_S if failed else float("inf")
             self._size_bytes += entry.size_bytes
-            self.num_compiled += not failed
             self._make_room()
         if failed:
             entry.future.set_exception(result)

@@ -43,7 +43,6 @@ class ModelConfig:
     qk_norm: bool
     window: tuple[int, ...]  # per layer, as in AttentionShape
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     dtype: torch.dtype  # the checkpoint's
 
     @property
@@ -95,7 +94,6 @@ def read_config(config: Json, generation: Json | None = None) -> ModelConfig:
         qk_norm=family.qk_norm,
         window=_windows(config, family, layers),
         eos_token_ids=_eos(config, generation or {}),
-        bos_token_id=config.get("bos_token_id"),
         dtype=_dtype(config),
     )
 

@@ -75,11 +75,6 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def available() -> bool:
-    """Whether the native kernels can run here. Compiles them if need be."""
-    return unavailable_reason() is None
-
-
 def set_threads(threads: int) -> None:
     """How many threads compute, the caller included. One pool serves the process."""
     load_library().rx_set_threads(threads)

@@ -53,7 +53,6 @@ _LONG_NAMES = {
     "timeout_s": "timeout",
 }
 _SHORT_NAMES = {**_LONG_NAMES, "max_tokens": "max_tokens", "min_tokens": "min_tokens", "seed": "seed"}
-DEFAULT_MAX_TOKENS = 128
 
 
 class _Item(msgspec.Struct, kw_only=True):

@@ -29,7 +29,7 @@ def config() -> ModelConfig:
         family="llama", vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=INNER, num_layers=2, num_heads=HEADS,
         num_kv_heads=KV_HEADS, head_dim=DIM, rms_norm_eps=1e-5, inv_freq=(1.0,) * (DIM // 2), rope_scale=1.0,
         context_length=CONTEXT, tie_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False,
-        window=(0, 0), eos_token_ids=(0,), bos_token_id=None, dtype=torch.float32,
+        window=(0, 0), eos_token_ids=(0,), dtype=torch.float32,
     )  # fmt: skip
 
 
