@@ -42,17 +42,18 @@ def constraint_fields(sampling: SamplingParams) -> list[str]:
 def _check_type(sampling: SamplingParams, field: str, name: str) -> None:
     if field != "choice":
         value = getattr(sampling, field)
-        if not isinstance(value, str) or not value or not _is_unicode(value):
+        if not isinstance(value, str) or not value or not is_unicode(value):
             raise InvalidRequest(f"{name} must be text that is not empty", param=name)
         return
     if len(sampling.choice) > MAX_CHOICES:
         text = f"{name} has {len(sampling.choice)} entries, the limit is {MAX_CHOICES}; send fewer"
         raise InvalidRequest(text, param=name)
-    if not all(isinstance(item, str) and item and _is_unicode(item) for item in sampling.choice):
+    if not all(isinstance(item, str) and item and is_unicode(item) for item in sampling.choice):
         raise InvalidRequest(f"{name} must be a list of texts that are not empty", param=name)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether the text has bytes: JSON may hold half of a surrogate pair, which has none."""
     try:
         text.encode()
     except UnicodeEncodeError:

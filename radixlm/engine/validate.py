@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from radixlm.engine.constrain import check_constraint
+from radixlm.engine.constrain import check_constraint, is_unicode
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.regex import compile_regexes
@@ -244,7 +244,7 @@ def _check_stops(request: GenerateRequest, limits: Limits) -> None:
         if count > most:
             raise _wrong(request, field, f"a list of {count}", f"the limit is {most}; send fewer")
     for text in sampling.stop:
-        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS or not _is_unicode(text):
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS or not is_unicode(text):
             raise _wrong(request, "stop", show(text), f"each must be text of 1 to {MAX_STOP_CHARS} characters")
     _check_regexes(request)
     for token in sampling.stop_token_ids:
@@ -298,7 +298,7 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
     if not len(prompt):
         raise _wrong(request, "prompt", "empty", "it must have at least one token")
     if isinstance(prompt, str):
-        if not _is_unicode(prompt):
+        if not is_unicode(prompt):
             raise _wrong(
                 request, "prompt", show(prompt), "it must be text that UTF-8 can carry (it has a lone surrogate)"
             )
@@ -314,14 +314,6 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
 def _check_token(request: GenerateRequest, field: str, token: Any, limits: Limits) -> None:
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limits.vocab_size:
         raise _wrong(request, field, show(token), f"token ids are integers from 0 to {limits.vocab_size - 1}")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def too_long(request: GenerateRequest, num_chars: int, least_tokens: int, limits: Limits) -> PromptTooLong:

@@ -17,15 +17,16 @@ def keyword_pointers(schema: object, keywords: Collection[str], at: str = "") ->
     if not isinstance(schema, dict):
         return
     for name, value in cast("dict[str, Any]", schema).items():
-        here = f"{at}/{_escaped(name)}"
+        here = f"{at}/{escaped(name)}"
         if name in keywords:
             yield here
         if name in _NAMED and isinstance(value, dict):
             for key, item in cast("dict[str, Any]", value).items():
-                yield from keyword_pointers(item, keywords, f"{here}/{_escaped(key)}")
+                yield from keyword_pointers(item, keywords, f"{here}/{escaped(key)}")
         elif name not in _VALUES:
             yield from keyword_pointers(value, keywords, here)
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
+    """A name as a step of a pointer."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -18,7 +18,7 @@ from radixlm.engine.output import Completion
 from radixlm.errors import Aborted, Error
 from radixlm.serve.reader import ReplyReader
 from radixlm.serve.routes import Envelope
-from radixlm.serve.sse import Wire
+from radixlm.serve.sse import Wire, named_event
 from radixlm.text.reply import CallArguments, CallBegun, CallBroken, CallEnded, Content, Event, Reasoning
 from radixlm.types import Finish
 
@@ -57,14 +57,10 @@ def _encode(error: Error) -> bytes:
 ERRORS = Envelope(_encode, AnthropicError)
 
 
-def _event(kind: str, payload: bytes) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + payload + b"\n\n"
-
-
 WIRE = Wire(
     "text/event-stream; charset=utf-8",
-    lambda error: _event("error", _encode(error)),
-    _event("ping", b'{"type":"ping"}'),
+    lambda error: named_event("error", _encode(error)),
+    named_event("ping", b'{"type":"ping"}'),
 )
 
 
@@ -194,4 +190,4 @@ class _Blocks:
 
 
 def _encoded(events: list[Json]) -> bytes:
-    return b"".join(_event(event["type"], msgspec.json.encode(event)) for event in events)
+    return b"".join(named_event(event["type"], msgspec.json.encode(event)) for event in events)

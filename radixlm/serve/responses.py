@@ -32,7 +32,7 @@ from radixlm.serve.response_items import Json, items_of, messages_of, nested_too
 from radixlm.serve.response_store import ResponseStore, Stored
 from radixlm.serve.response_turn import Turn, new_id
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.serve.sse import EventStream, named_event, until_disconnect
 from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, generating, make_request
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.reply import Content, ReplyParser
@@ -242,7 +242,7 @@ async def _wire(turn: Turn, events: AsyncGenerator[Json, None]) -> AsyncGenerato
 
 
 def _encoded(event: Json) -> bytes:
-    return b"event: " + event["type"].encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"
+    return named_event(event["type"], msgspec.json.encode(event))
 
 
 def _json(value: Json, headers: dict[str, str] | None = None) -> Response:

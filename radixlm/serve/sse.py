@@ -34,6 +34,11 @@ def event(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
+def named_event(name: str, payload: bytes) -> bytes:
+    """One event of a surface whose events have names."""
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
 @dataclass(frozen=True, slots=True)
 class Wire:
     """What a stream is on the wire: its content type, how it tells an error, what it says when it has nothing to say."""

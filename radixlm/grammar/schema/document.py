@@ -15,6 +15,7 @@ from typing import Union, cast
 from urllib.parse import unquote, urldefrag, urljoin
 
 from radixlm.errors import InvalidRequest
+from radixlm.grammar.pointers import escaped
 from radixlm.grammar.schema.languages import spelled
 
 MAX_BYTES = 512 * 1024
@@ -51,11 +52,7 @@ class Sub:
 
     def child(self, *keys: str) -> str:
         """The pointer of a part."""
-        return self.pointer + "".join("/" + _escaped(key) for key in keys)
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
+        return self.pointer + "".join("/" + escaped(key) for key in keys)
 
 
 class Refused(Exception):
@@ -118,7 +115,7 @@ class Document:
         """A part of a schema as a schema."""
         pointer, value = sub.pointer, cast(Json, sub.value)
         for key in keys:
-            pointer, value = self._descend(pointer, value, _escaped(key), sub.pointer)
+            pointer, value = self._descend(pointer, value, escaped(key), sub.pointer)
         return self.sub(pointer, value, sub.base, sub.scope)
 
     def _index(self, sub: Sub, depth: int) -> None:
