@@ -5,7 +5,7 @@ Values are frozen. Token ids cross borders as int32 little-endian bytes, so a pr
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -15,6 +15,8 @@ Pooling = Literal["mean", "last"]
 FinishType = Literal["stop", "length", "abort", "timeout", "error"]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 TOKEN_BYTES = 4
+Json = dict[str, Any]
+"""An object of JSON where it comes in or goes out; what is known of its form is a struct."""
 
 
 def _as_tuple(value: object) -> object:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from radixlm.errors import InvalidRequest
+from radixlm.types import Json
 
-Json = dict[str, Any]
 _FREE = r"TEXT: /(.|\n)*/"
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 

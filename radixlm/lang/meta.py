@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from radixlm.lang.choices import METHODS, mean
 from radixlm.lang.ir import Meta, TextEvent, UsageEvent
 from radixlm.messages import TokenLogprobs
-
-Json = dict[str, Any]
+from radixlm.types import Json
 
 
 def meta_info(metas: Sequence[Meta], usage: UsageEvent | None, method: str) -> Json | list[Json]:

@@ -6,7 +6,6 @@ GGUF metadata is first rewritten as a config.json (`radixlm.weights.gguf_config`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,8 +13,8 @@ from radixlm.attention.api import AttentionShape
 from radixlm.errors import ModelError
 from radixlm.models.registry import Bias, Family, find_family
 from radixlm.models.rope import frequencies
+from radixlm.types import Json
 
-Json = dict[str, Any]
 MAX_SIZE = 1 << 24  # larger sizes in a config are damage, not a model
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -16,9 +16,7 @@ from radixlm.errors import Aborted, InvalidRequest
 from radixlm.serve import logprobs, schema
 from radixlm.serve.sse import DONE
 from radixlm.text.tokenizer import Tokenizer
-from radixlm.types import Finish
-
-Json = dict[str, Any]
+from radixlm.types import Finish, Json
 
 
 class Shape(Protocol):

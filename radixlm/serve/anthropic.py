@@ -6,7 +6,7 @@ last message of the assistant is the beginning of its answer, which goes on from
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -25,9 +25,8 @@ from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.serve.surface import Surface
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
-from radixlm.types import SamplingParams
+from radixlm.types import Json, SamplingParams
 
-Json = dict[str, Any]
 B = TypeVar("B", bound=CountTokens)
 
 _NAMES = {

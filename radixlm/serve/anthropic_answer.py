@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 
@@ -20,10 +19,7 @@ from radixlm.serve.reader import ReplyReader
 from radixlm.serve.routes import Envelope
 from radixlm.serve.sse import Wire, named_event
 from radixlm.text.reply import CallArguments, CallBegun, CallBroken, CallEnded, Content, Event, Reasoning
-from radixlm.types import Finish
-
-Json = dict[str, Any]
-
+from radixlm.types import Finish, Json
 
 _TYPES = {
     401: "authentication_error",

@@ -7,7 +7,7 @@ import uuid
 from radixlm.engine.frontend import Prepared
 from radixlm.engine.output import Completion, Delta
 from radixlm.serve import logprobs
-from radixlm.serve.answer import Json, finish_reason
+from radixlm.serve.answer import finish_reason
 from radixlm.serve.reader import ReplyReader
 from radixlm.text.reply import (
     CallArguments,
@@ -20,6 +20,7 @@ from radixlm.text.reply import (
     ReplyParser,
 )
 from radixlm.text.tokenizer import Tokenizer
+from radixlm.types import Json
 
 
 class ChatShape:

@@ -15,8 +15,8 @@ import msgspec
 from radixlm.engine.constrain import FIELDS
 from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
+from radixlm.types import Json
 
-Json = dict[str, Any]
 Found = tuple[str, Any, str]  # field of SamplingParams, value as sent, the client's name for it
 
 _STRUCTURED = {

@@ -6,7 +6,7 @@ keep_alive, are ignored and named in `x-ignored-params`. A request without a pro
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -26,9 +26,8 @@ from radixlm.serve.routes import Row
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
-from radixlm.types import SamplingParams
+from radixlm.types import Json, SamplingParams
 
-Json = dict[str, Any]
 B = TypeVar("B", bound=OllamaAsk)
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -19,8 +18,8 @@ from radixlm.serve.reader import ReplyReader
 from radixlm.serve.routes import Envelope
 from radixlm.serve.sse import Wire
 from radixlm.text.reply import CallArguments, CallBegun, CallBroken, CallEnded, Content, Event, Reasoning
+from radixlm.types import Json
 
-Json = dict[str, Any]
 _NS = 1_000_000_000
 
 

@@ -28,9 +28,7 @@ from radixlm.serve.reader import format_of
 from radixlm.serve.routes import Row
 from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import Surface
-from radixlm.types import SamplingParams
-
-Json = dict[str, Any]
+from radixlm.types import Json, SamplingParams
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is: clients switch features on and off by it."""

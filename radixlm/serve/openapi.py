@@ -11,9 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from radixlm.serve.routes import Row
+from radixlm.types import Json
 from radixlm.version import __version__
-
-Json = dict[str, Any]
 
 _REFERENCE = "#/components/schemas/{name}"
 _PLACE = re.compile(r"\{(\w+)(?::\w+)?\}")

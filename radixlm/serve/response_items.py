@@ -6,8 +6,7 @@ from typing import Any
 
 from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
-
-Json = dict[str, Any]
+from radixlm.types import Json
 
 _ROLES = ("system", "developer", "user", "assistant")
 

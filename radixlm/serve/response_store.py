@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import msgspec
 
 from radixlm.errors import NotFound
-from radixlm.serve.response_items import Json
 from radixlm.serve.response_turn import Turn
+from radixlm.types import Json
 
 MAX_ENTRIES = 1_000
 MAX_BYTES = 64 << 20

@@ -13,9 +13,7 @@ from typing import Any
 
 from radixlm.errors import Error
 from radixlm.text.reply import CallArguments, CallBegun, CallBroken, CallEnded, Content, Event, Reasoning
-from radixlm.types import Finish
-
-Json = dict[str, Any]
+from radixlm.types import Finish, Json
 
 
 def new_id(prefix: str) -> str:

@@ -28,7 +28,7 @@ from radixlm.serve.constraints import format_fields
 from radixlm.serve.convert import present, refuse_unsupported
 from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.replies import Deleted, InputItems, ResponseAnswer
-from radixlm.serve.response_items import Json, items_of, messages_of, nested_tools
+from radixlm.serve.response_items import items_of, messages_of, nested_tools
 from radixlm.serve.response_store import ResponseStore, Stored
 from radixlm.serve.response_turn import Turn, new_id
 from radixlm.serve.routes import Row
@@ -37,6 +37,7 @@ from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, generating, make_
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.reply import Content, ReplyParser
 from radixlm.text.template import ChatOptions
+from radixlm.types import Json
 
 _NAMES = {**NAMES, "prompt": "input", "max_tokens": "max_output_tokens"}
 _LOGPROBS = "message.output_text.logprobs"

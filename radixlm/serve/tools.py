@@ -15,8 +15,7 @@ import msgspec
 from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
 from radixlm.text.calls import FORCED_ARRAY, SYNTAXES, CallSyntax, forced
-
-Json = dict[str, Any]
+from radixlm.types import Json
 
 MAX_TOOLS = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")

@@ -9,8 +9,8 @@ from typing import Any, cast
 import msgspec
 
 from radixlm.errors import InvalidRequest
+from radixlm.types import Json
 
-Json = dict[str, Any]
 MAX_MESSAGES = 4_096
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what most templates read
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import msgspec
 
 from radixlm.errors import InvalidRequest, ModelError, NotReady
-from radixlm.text.chat import Json
+from radixlm.types import Json
 
 RENDER_S = 2.0
 START_S = 30.0

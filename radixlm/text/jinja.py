@@ -15,7 +15,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from radixlm.errors import InvalidRequest, ModelError
-from radixlm.text.chat import Json
+from radixlm.types import Json
 
 CHARS_PER_TOKEN = 4  # a prompt of more characters than this per token of context is refused while it is rendered
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from radixlm.errors import InvalidRequest, ModelError
-from radixlm.text.chat import Json, normalised, plain
+from radixlm.text.chat import normalised, plain
 from radixlm.text.isolation import IsolatedRendering
 from radixlm.text.jinja import CHARS_PER_TOKEN, Rendering
 from radixlm.text.tools import taught
+from radixlm.types import Json
 
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _MARKER = "[[the final message goes on here]] "  # its last space tells whether the template trims

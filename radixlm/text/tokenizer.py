@@ -16,8 +16,7 @@ import tokenizers
 
 from radixlm.errors import InvalidRequest, ModelError
 from radixlm.text.vocabulary import Vocabulary, decoder_section
-
-Json = dict[str, Any]
+from radixlm.types import Json
 
 
 class Tokenizer:

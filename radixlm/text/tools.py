@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
-Json = dict[str, Any]
+from radixlm.types import Json
 
 _SHOWS_TOOLS = re.compile(r"\btools\b")
 _SHOWS_CALLS = re.compile(r"\btool_calls\b|\btool\b")

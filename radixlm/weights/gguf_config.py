@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from radixlm.errors import ModelError
 from radixlm.quant.ggml import SUPPORTED, dequantize
+from radixlm.types import Json
 from radixlm.weights.gguf import GgufFile, Scalar
-
-Json = dict[str, Any]
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """Files of Mistral models call themselves llama; those with a sliding window are told apart by it."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from radixlm.errors import ModelError
+from radixlm.types import Json
 from radixlm.weights.gguf import Metadata
 
-Json = dict[str, Any]
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # token types; 1 is an ordinary token, 5 an unused one
 SPACE = "\u2581"
 

@@ -7,10 +7,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from radixlm.config import Config
 from radixlm.errors import ModelError
+from radixlm.types import Json
 from radixlm.weights.byte_tokenizer import write_byte_tokenizer
 from radixlm.weights.cache import cache_folder, cached
 from radixlm.weights.gguf import MAGIC, GgufFile, open_gguf
@@ -21,7 +22,6 @@ from radixlm.weights.shapes import SHAPES
 from radixlm.weights.smollm2 import NAME as SMOLLM2
 from radixlm.weights.smollm2 import smollm2_folder
 
-Json = dict[str, Any]
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
 TOKENIZER_FORMAT = 1  # of what `write_tokenizer` writes; a change makes new cache entries
 

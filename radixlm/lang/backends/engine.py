@@ -18,8 +18,7 @@ from radixlm.lang.backends.local import LocalBackend
 from radixlm.lang.backends.sglang import RuntimeEndpoint
 from radixlm.lang.options import SAMPLING
 from radixlm.text.tokenizer import Tokenizer
-
-Json = dict[str, Any]
+from radixlm.types import Json
 
 
 class Engine(LocalBackend):
