@@ -36,6 +36,9 @@ SPELLINGS = {
     "overlap": ("--disable-overlap-schedule",),
 }
 
+MODEL_GROUPS = ("model", "device", "memory", "schedule")
+"""The groups of options that a model in this process has; the others are a server's."""
+
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 

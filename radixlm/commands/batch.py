@@ -14,9 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from radixlm.commands.batch_file import Line, Output, read_lines
 from radixlm.commands.doors import Door, Reply, open_door
-from radixlm.options import Parser, add_options, resolve_options
+from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
 
-_GROUPS = ("model", "device", "memory", "schedule")
 _MAX_TRIES = 8
 _LATER = (429, 503)  # the server says when to come back
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--url", default=None, help="a running server; without one the model runs in this process")
     parser.add_argument("--key", default=os.environ.get("RADIXLM_API_KEY"), help="API key for the server")
     parser.add_argument("--concurrency", type=int, default=64, help="requests under way at a time (default: 64)")
-    add_options(parser, groups=_GROUPS)
+    add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     return asyncio.run(_run(parsed))
 

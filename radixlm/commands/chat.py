@@ -20,11 +20,10 @@ from radixlm.commands.sampling import add_sampling, sampling_of
 from radixlm.engine.llm import LLM
 from radixlm.engine.output import Delta, Usage
 from radixlm.errors import Error
-from radixlm.options import Parser, add_options, resolve_options
+from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
 from radixlm.types import SamplingParams
 
 Message = dict[str, str]
-_GROUPS = ("model", "device", "memory", "schedule")
 _PASTE_GAP_S = 0.03
 _HELP = "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer. Pasted lines are one message."
 
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("partner", nargs="?", metavar="MODEL|URL", help="a model as --model, or a server's address")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     add_sampling(parser, max_tokens=1024, temperature=0.7)
-    add_options(parser, groups=_GROUPS)
+    add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     name = parsed.partner or ""
     if name.startswith(("http://", "https://")):

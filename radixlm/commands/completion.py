@@ -10,16 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from radixlm.config import Config, choices, flag
-from radixlm.options import Parser
+from radixlm.options import MODEL_GROUPS, Parser
 
-_MODEL = ("model", "device", "memory", "schedule")
 _SAMPLING = "max-tokens temperature top-p top-k min-p repetition-penalty seed stop"
 _OWN: dict[str, tuple[tuple[str, ...], str]] = {
-    "serve": ((*_MODEL, "server"), "config"),
-    "chat": (_MODEL, f"config system {_SAMPLING}"),
-    "generate": (_MODEL, f"config chat {_SAMPLING}"),
-    "batch": (_MODEL, "config url key concurrency"),
-    "plan": (_MODEL, "config memory json"),
+    "serve": ((*MODEL_GROUPS, "server"), "config"),
+    "chat": (MODEL_GROUPS, f"config system {_SAMPLING}"),
+    "generate": (MODEL_GROUPS, f"config chat {_SAMPLING}"),
+    "batch": (MODEL_GROUPS, "config url key concurrency"),
+    "plan": (MODEL_GROUPS, "config memory json"),
     "doctor": (("model", "device"), "config json"),
     "key": ((), "scope max-requests max-tokens"),
     "completion": ((), ""),

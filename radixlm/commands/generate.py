@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from radixlm.commands.sampling import add_sampling, sampling_of
 from radixlm.engine.llm import LLM
-from radixlm.options import Parser, add_options, resolve_options
+from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
 from radixlm.types import SamplingParams
-
-_GROUPS = ("model", "device", "memory", "schedule")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="text to go on with; - reads it from stdin")
     parser.add_argument("--chat", action="store_true", help="treat each prompt as a user's message")
     add_sampling(parser, max_tokens=128, temperature=1.0)
-    add_options(parser, groups=_GROUPS)
+    add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     config, sampling = resolve_options(parsed, os.environ), sampling_of(parsed)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in parsed.prompts]

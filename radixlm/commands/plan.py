@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from radixlm.config import Config
-from radixlm.options import Parser, add_options, resolve_options
+from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
 from radixlm.runner.estimate import Estimate, estimate
 
 _LENGTHS = (1_024, 4_096, 16_384, 65_536, 131_072)
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="as --model")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the device (default: of this machine's)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    add_options(parser, groups=("model", "device", "memory", "schedule"))
+    add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     config = resolve_options(parsed, os.environ)
     found = estimate(config, None if parsed.memory is None else int(parsed.memory * 2**30))

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """Runs programs. Implementations: LocalBackend, HttpBackend, OpenAIBackend, SglangBackend."""
+    """Runs programs. Implementations: LocalBackend, HttpBackend, OpenAIBackend, RuntimeEndpoint."""
 
     def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
         """Runs them side by side, on the backend's event loop. Each ends with one EndEvent or ErrorEvent."""
@@ -51,6 +51,17 @@ def shared_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def submit_shared(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Runs a coroutine on the shared loop."""
-    return asyncio.run_coroutine_threadsafe(work, shared_loop())
+class ServerBackend:
+    """What backends of a model on a server have in common: the shared loop, sizes in characters, nothing to give back."""
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """As `Backend.submit`."""
+        return asyncio.run_coroutine_threadsafe(work, shared_loop())
+
+    def measure(self, program: Program) -> Measure:
+        """As `Backend.measure`: characters, for the tokenizer is at the other end."""
+        del program
+        return Measure()
+
+    def close(self) -> None:
+        """Nothing stays open between programs."""

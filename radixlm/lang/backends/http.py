@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from radixlm.errors import Error
-from radixlm.lang.backends.api import submit_shared
+from radixlm.lang.backends.api import ServerBackend
 from radixlm.lang.backends.wire import Address
-from radixlm.lang.explain import Measure
 from radixlm.lang.ir import Event, Program
-
-T = TypeVar("T")
-
 
 _event = msgspec.json.Decoder(Event)
 
 
-class HttpBackend:
+class HttpBackend(ServerBackend):
     """`url` is the server's, `api_key` what it asks for, if it does."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -34,15 +29,6 @@ class HttpBackend:
             async for data in events:
                 yield _decoded(data)
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """As `Backend.submit`."""
-        return submit_shared(work)
-
-    def measure(self, program: Program) -> Measure:
-        """As `Backend.measure`: characters, for the tokenizer is at the other end."""
-        del program
-        return Measure()
-
     async def flush_cache(self) -> None:
         """As `Backend.flush_cache`."""
         await self.address.post("/flush_cache", {})
@@ -50,9 +36,6 @@ class HttpBackend:
     async def server_info(self) -> dict[str, Any]:
         """As `Backend.server_info`."""
         return await self.address.get("/server_info")
-
-    def close(self) -> None:
-        """Nothing stays open between programs."""
 
 
 def _decoded(data: bytes) -> Event:

@@ -14,8 +14,7 @@ import msgspec
 
 from radixlm.engine.output import Delta, Usage
 from radixlm.engine.validate import Stretch
-from radixlm.errors import Error
-from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, fields_of, finish_of
+from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, event_of, fields_of, finish_of
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import NoFrame
 from radixlm.lang.errors import Unsupported
@@ -89,9 +88,7 @@ class _OpenAIModel(RemoteModel):
         usage, open_ = Usage(prompt_tokens=0, completion_tokens=0), dict[int, Delta]()
         async with aclosing(self._address.events(path, body)) as events:
             async for data in events:
-                event = msgspec.json.decode(data)
-                if "error" in event:
-                    raise Error(str(event["error"].get("message", event["error"])))
+                event = event_of(data)
                 usage = _usage(event.get("usage")) or usage
                 for choice in event.get("choices", ()):
                     delta = _delta(choice)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from radixlm.lang.backends.api import submit_shared
+from radixlm.errors import Error
+from radixlm.lang.backends.api import ServerBackend
 from radixlm.lang.errors import Unsupported
 from radixlm.lang.execute import Model, execute
-from radixlm.lang.explain import Measure
 from radixlm.lang.ir import Event, Program
 from radixlm.types import Finish, SamplingParams
 
-T = TypeVar("T")
 DEFAULTS = SamplingParams()
 
 
@@ -31,7 +29,7 @@ class RemoteModel:
         yield range(len(programs))
 
 
-class RemoteBackend:
+class RemoteBackend(ServerBackend):
     """A `Backend` around a `Model` that asks a server."""
 
     def __init__(self, model: Model) -> None:
@@ -40,18 +38,6 @@ class RemoteBackend:
     def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
         """As `Backend.execute`."""
         return execute(self.model, programs)
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """As `Backend.submit`."""
-        return submit_shared(work)
-
-    def measure(self, program: Program) -> Measure:
-        """As `Backend.measure`: characters, for the tokenizer is at the other end."""
-        del program
-        return Measure()
-
-    def close(self) -> None:
-        """Nothing stays open between programs."""
 
 
 def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict[str, Any]:
@@ -65,6 +51,14 @@ def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict
         if value != msgspec.to_builtins(getattr(DEFAULTS, field)):
             found[names[field]] = value
     return found
+
+
+def event_of(data: bytes) -> dict[str, Any]:
+    """An event of a stream. Raises Error with the server's own words."""
+    event = msgspec.json.decode(data)
+    if "error" in event:
+        raise Error(str(event["error"].get("message", event["error"])))
+    return event
 
 
 def finish_of(reason: Any) -> Finish | None:

@@ -12,9 +12,8 @@ import msgspec
 
 from radixlm.engine.output import Delta, Usage
 from radixlm.engine.validate import Stretch
-from radixlm.errors import Error
 from radixlm.lang.backends.http import HttpBackend
-from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, fields_of, finish_of
+from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, event_of, fields_of, finish_of
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import Chat, TemplateChat
 from radixlm.lang.errors import Unsupported
@@ -92,9 +91,7 @@ class _NativeModel(RemoteModel):
         known: dict[int, str] = {}
         async with aclosing(self._address.events("/generate", body)) as events:
             async for data in events:
-                event = msgspec.json.decode(data)
-                if "error" in event:
-                    raise Error(str(event["error"].get("message", event["error"])))
+                event = event_of(data)
                 index = event.get("index", 0)
                 yield _delta(event, index, known)
 

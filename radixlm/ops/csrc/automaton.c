@@ -384,11 +384,6 @@ int32_t rx_automaton_run(struct automaton *a, int32_t state, const uint8_t *byte
 
 int64_t rx_automaton_states(const struct automaton *a) { return a->num_sets; }
 
-int64_t rx_automaton_bytes(const struct automaton *a) {
-    return a->max_sets * (a->p.num_classes * 4 + 14) + a->max_places * 8 + a->max_stacks * 8 +
-           (a->set_table.size + a->stack_table.size + a->seen_size) * 4 + a->max_visited * 8;
-}
-
 /* The only way on from a state: a byte, -1 if there is none or several, OVER_LIMIT. */
 static int32_t only_byte(struct automaton *a, int32_t state) {
     int32_t only = -1, bytes_of[256] = {0};
