@@ -51,8 +51,15 @@ class Config:
     attention: str = option("auto", "Attention backend: auto, reference, or one of the device's own.", group="device")
     ops: str = option("auto", "Op table: auto, torch, or one of the device's own.", group="device")
 
+    quantization: Literal["none", "fp8"] = option(
+        "none", "fp8 keeps linear weights in 8 bits (CUDA devices of compute capability 8.9 and up).", group="device"
+    )
+
     page_size: int = option(1, "Tokens per KV page.", group="memory", low=1, high=256)
     kv_tokens: int | None = option(None, "Size of the KV pool in tokens.", group="memory", low=16)
+    kv_cache_dtype: Literal["auto", "fp8"] = option(
+        "auto", "Type of keys and values; fp8 (E4M3) halves their memory, on CUDA devices.", group="memory"
+    )
     memory_fraction: float = option(
         0.85, "Share of device memory for weights and KV.", group="memory", low=0.05, high=0.98
     )

@@ -11,6 +11,7 @@ OPS = {
     "torch": "radixlm.ops.torch:TorchOps",
     "native": "radixlm.ops.native:NativeOps",
     "triton": "radixlm.ops.triton:TritonOps",
+    "triton_fp8": "radixlm.ops.triton_fp8:Fp8Ops",
 }
 
 

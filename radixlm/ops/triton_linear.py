@@ -45,8 +45,9 @@ class Tiling:
 
 @triton.jit
 def _vector_kernel(
-    x, weight, bias, y, in_features,
-    HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, OVERLAP: tl.constexpr,
+    x, weight, scale, bias, y, in_features,
+    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_OUT outputs of one row per program. The first block of the weight is under way before x is known."""
     release_next(OVERLAP)
@@ -68,6 +69,8 @@ def _vector_kernel(
             block = tl.load(rows + at[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
             total += block * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     result = tl.sum(total, axis=1)
+    if SCALED:
+        result *= tl.load(scale + out)
     if HAS_BIAS:
         result += tl.load(bias + out).to(tl.float32)
     tl.store(y + out, result.to(y.dtype.element_ty))
@@ -131,29 +134,28 @@ def _store_rows(y, cell, inside, total, bias, out, HAS_BIAS: tl.constexpr):
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
     """x [n <= tiling.rows, in] -> [n, out]. The weight must fit the tiling, and both be contiguous."""
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     if tiling.rows == 1:
-        _multiply_vector(x, weight, bias, y, tiling)
-    else:
-        _multiply_matrix(x, weight, bias, y, tiling)
+        return multiply_vector(x, weight, bias, tiling)
+    return _multiply_matrix(x, weight, bias, tiling)
+
+
+def multiply_vector(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [1, in] -> [1, out] in x's type. Weights of any float type; `scale` float32 [out] multiplies the products."""
+    out_features, in_features = weight.shape
+    y = torch.empty((1, out_features), dtype=x.dtype, device=x.device)
+    _vector_kernel[(out_features // tiling.block_out,)](
+        x, weight, y if scale is None else scale, y if bias is None else bias, y, in_features,
+        scale is not None, bias is not None, in_features % tiling.block_in == 0, tiling.block_out, tiling.block_in,
+        num_warps=tiling.num_warps, **launch_options(x.device),
+    )  # fmt: skip
     return y
 
 
-def _multiply_vector(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling
-) -> None:
+def _multiply_matrix(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
     out_features, in_features = weight.shape
-    _vector_kernel[(out_features // tiling.block_out,)](
-        x, weight, weight if bias is None else bias, y, in_features,
-        bias is not None, in_features % tiling.block_in == 0, tiling.block_out, tiling.block_in,
-        num_warps=tiling.num_warps, **launch_options(x.device),
-    )  # fmt: skip
-
-
-def _multiply_matrix(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, tiling: Tiling
-) -> None:
-    out_features, in_features = weight.shape
+    y = torch.empty((x.shape[0], out_features), dtype=x.dtype, device=x.device)
     units = out_features // tiling.block_out * (in_features // tiling.block_in)
     programs = min(units, num_processors(x.device) * tiling.per_processor)
     parts = torch.empty((programs, 2, tiling.block_out, tiling.rows), dtype=torch.float32, device=x.device)
@@ -165,6 +167,7 @@ def _multiply_matrix(
         bias is not None, tiling.rows, tiling.block_out, tiling.block_in, tiling.num_stages,
         num_warps=tiling.num_warps, **launch_options(x.device),
     )  # fmt: skip
+    return y
 
 
 @functools.cache

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FREE_SHARE = 0.25  # of a CPU's free memory: it is everybody's, and the pool's pages are only taken when written
 GRAPH_BYTES = 2 << 30  # for CUDA graphs, and for what libraries take when they are first used
 WARM_UP_TOKENS = 16
+FP8_CAPABILITY = (8, 9)
 
 _T = TypeVar("_T")
 
@@ -77,7 +78,7 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
     device = _device(config)
     defaults = DEFAULTS[device.type]
     located = locate(config)
-    ops_name, ops = _first(defaults.ops, config.ops, load_ops)
+    ops_name, ops = _first(defaults.ops, _ops_asked(config, device), load_ops)
     model = load_model(located, config, ops, device)
     wanted = _wanted(config, model, defaults)
 
@@ -152,7 +153,7 @@ def _wanted(config: Config, model: Decoder, defaults: Defaults) -> Sizes:
 
 def _fit(config: Config, model: Decoder, wanted: Sizes, room: int) -> Sizes:
     """Sizes with a pool that fits into `room` bytes. What --kv-tokens asks for is given or refused."""
-    page_bytes = model.config.kv_elements_per_token * model.dtype.itemsize * config.page_size
+    page_bytes = model.config.kv_elements_per_token * _kv_dtype(config, model).itemsize * config.page_size
     free = cuda.free_bytes() if model.device.type == "cuda" else cpu.free_bytes()
     if config.kv_tokens is not None:
         needed = wanted.num_pages * page_bytes
@@ -196,10 +197,35 @@ def _cuda_room(config: Config, wanted: Sizes, make: Callable[[int], tuple[Runner
     return int(cuda.total_bytes() * config.memory_fraction) - taken_by_others - working - GRAPH_BYTES
 
 
+def _ops_asked(config: Config, device: torch.device) -> str:
+    if config.quantization == "none":
+        return config.ops
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        text = f"--quantization is {config.quantization}, which {device} cannot compute; leave it out"
+        raise ConfigError(text, param="quantization")
+    return "triton_fp8"
+
+
+def _kv_dtype(config: Config, model: Decoder) -> torch.dtype:
+    if config.kv_cache_dtype == "auto":
+        return model.dtype
+    if model.device.type != "cuda":
+        raise ConfigError(
+            f"--kv-cache-dtype is {config.kv_cache_dtype}, which needs a CUDA device; leave it out",
+            param="kv_cache_dtype",
+        )
+    return torch.float8_e4m3fn
+
+
 def _kv_shape(config: Config, model: Decoder, num_pages: int) -> KVShape:
     shape = model.config
     return KVShape(
-        shape.num_layers, shape.num_kv_heads, shape.head_dim, num_pages, page_size=config.page_size, dtype=model.dtype
+        shape.num_layers,
+        shape.num_kv_heads,
+        shape.head_dim,
+        num_pages,
+        page_size=config.page_size,
+        dtype=_kv_dtype(config, model),
     )
 
 

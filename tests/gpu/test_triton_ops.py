@@ -8,7 +8,8 @@ import torch
 from radixlm.ops.api import Rope
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton import TritonOps, TritonWeight
-from radixlm.ops.triton_linear import Tiling, linear
+from radixlm.ops.triton_fp8 import Fp8Ops, Fp8Weight, round_rows
+from radixlm.ops.triton_linear import Tiling, linear, multiply_vector
 from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -101,3 +102,38 @@ def test_a_weight_that_divides_into_no_block_goes_to_the_library() -> None:
     assert isinstance(packed, TritonWeight)
     assert packed.tilings[0] is None or packed.tilings[0].fits(31, 48)
     assert OPS.linear(normal(1, 48), packed).shape == (1, 31)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_one_row_times_a_scaled_weight(with_bias: bool) -> None:
+    x, weight, scale = normal(1, 192), normal(96, 192), normal(96).abs()
+    bias = normal(96) if with_bias else None
+    expected = x @ (weight * scale[:, None]).T + (0.0 if bias is None else bias)
+    out = multiply_vector(x, weight, bias, Tiling(1, 4, 64), scale)
+    assert relative_error(out, expected) < tolerance(torch.float32)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="8-bit products need a card")
+@pytest.mark.parametrize("rows", [1, 3, 16, 50, 300])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_product_in_8_bits_is_near(rows: int, with_bias: bool) -> None:
+    dtype = torch.bfloat16
+    x, weight = normal(rows, 1024, dtype=dtype), normal(512, 1024, dtype=dtype)
+    bias = normal(512, dtype=dtype) if with_bias else None
+    ops = Fp8Ops()
+    packed = ops.pack(weight, bias)
+    assert isinstance(packed, Fp8Weight) and packed.weight.element_size() == 1
+    expected = x.float() @ weight.float().T + (0.0 if bias is None else bias.float())
+    assert relative_error(ops.linear(x, packed), expected) < 0.05, "3 bits of mantissa on both sides give 0.037"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="8-bit numbers need a card")
+def test_rows_are_rounded_with_a_scale_of_their_own() -> None:
+    x = (
+        normal(5, 320, dtype=torch.bfloat16)
+        * torch.tensor([1e-6, 1.0, 100.0, 0.0, 3e4], device=DEVICE)[:, None].bfloat16()
+    )
+    rounded, scale = round_rows(x)
+    back = rounded.float() * scale
+    assert (back - x.float()).abs().max(1).values.le(x.float().abs().max(1).values / 16 + 1e-12).all()
+    assert not back[3].any()
