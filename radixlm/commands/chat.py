@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
         config = resolve_options(parsed, os.environ)
         partner = LocalChat(LLM(config=config.replace(model=name) if name else config))
     with closing(partner):
-        Conversation(partner, sampling_of(parsed), parsed.system).run(read_message, sys.stdout.write)
-    return 0
+        num_failed = Conversation(partner, sampling_of(parsed), parsed.system).run(read_message, sys.stdout.write)
+    return 1 if num_failed and not sys.stdin.isatty() else 0
 
 
 @dataclass
@@ -78,10 +78,11 @@ class Conversation:
     system: str = ""
 
     def __post_init__(self) -> None:
+        self._num_failed = 0
         self._reset()
 
-    def run(self, read: Callable[[], str | None], write: Callable[[str], object]) -> None:
-        """Reads messages until there are no more. An error costs its message, not the conversation."""
+    def run(self, read: Callable[[], str | None], write: Callable[[str], object]) -> int:
+        """Reads messages until there are no more. An error costs its message, not the conversation; returns how many."""
         write(f"{_HELP}\n")
         while (text := read()) is not None and text != "/exit":
             if text == "/reset":
@@ -91,6 +92,7 @@ class Conversation:
                 write(f"{_HELP}\n")
             elif text:
                 self._turn(text, write)
+        return self._num_failed
 
     def _reset(self) -> None:
         self._messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
@@ -108,6 +110,7 @@ class Conversation:
             write(" [stopped]")
         except Error as error:
             write(f"error: {error.message}\n")
+            self._num_failed += 1
             return
         self._messages = [*messages, {"role": "assistant", "content": answer}]
         write(f"\n{_summary(usage, time.monotonic() - start)}\n")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from radixlm.commands.remote import reason
 from radixlm.config import Config
 from radixlm.errors import NotReady
 
 _TIMEOUT_S = 3600.0
-_NUM_THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,7 @@ class Door(Protocol):
 async def open_door(url: str | None, key: str | None, config: Config) -> AsyncIterator[Door]:
     """A door to `url`, or to a model that is loaded for it and closed at the end."""
     if url is not None:
-        with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="http") as threads:
-            yield _Remote(url.rstrip("/").removesuffix("/v1"), key, threads)
+        yield _Remote(url.rstrip("/").removesuffix("/v1"), key)
         return
     from radixlm.engine.create import create_core
     from radixlm.engine.frontend import Frontend
@@ -71,16 +72,24 @@ async def open_door(url: str | None, key: str | None, config: Config) -> AsyncIt
 
 
 class _Remote:
-    """A server."""
+    """A server. Each request has a thread of its own, which nobody waits for once its answer is not wanted."""
 
-    def __init__(self, url: str, key: str | None, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         self._url = url
         self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-        self._threads = threads
 
     async def post(self, path: str, body: bytes) -> Reply:
         """As `Door.post`."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._post, path, body)
+        answered = Future[Reply]()
+        answered.set_running_or_notify_cancel()
+        threading.Thread(target=self._carry, args=(answered, path, body), name="http", daemon=True).start()
+        return await asyncio.wrap_future(answered)
+
+    def _carry(self, answered: Future[Reply], path: str, body: bytes) -> None:
+        try:
+            answered.set_result(self._post(path, body))
+        except Exception as error:  # noqa: BLE001 - border: a thread's end, and the one who waits gets it
+            answered.set_exception(error)
 
     def _post(self, path: str, body: bytes) -> Reply:
         request = urllib.request.Request(self._url + path, body, self._headers, method="POST")
@@ -92,8 +101,8 @@ class _Remote:
             with answer:
                 headers = {name.lower(): value for name, value in answer.headers.items()}
                 return Reply(answer.status or 0, headers, answer.read())
-        except OSError as error:
-            raise NotReady(f"{self._url} does not answer: {error}; run again to go on") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NotReady(f"{self._url} does not answer: {reason(error)}; run again to go on") from None
 
 
 class _Local:

@@ -38,7 +38,7 @@ def facts(info: EngineInfo, url: str) -> list[tuple[str, str]]:
         ("memory", f"weights {_size(info.weight_bytes)}, KV {_size(info.kv_bytes)}"),
         ("KV tokens", f"{kv_tokens:,} in pages of {info.page_size}: {full} requests at full context"),
         ("requests", f"{info.max_running} at a time, {info.max_queued} waiting, {info.tokens_per_step} tokens a step"),
-        ("listening", f"{url} (/generate, /v1/chat/completions, /v1/completions, /health, /metrics)"),
+        ("listening", f"{url} (a page; OpenAI at /v1; Anthropic, Ollama and SGLang at /)"),
     ]
 
 

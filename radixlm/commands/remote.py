@@ -64,10 +64,15 @@ class RemoteChat:
         except urllib.error.HTTPError as error:
             raise InvalidRequest(_words(error)) from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotReady(f"{self._url} does not answer: {error}") from None
+            raise NotReady(f"{self._url} does not answer: {reason(error)}") from None
 
     def close(self) -> None:
         """Nothing stays open between answers."""
+
+
+def reason(error: Exception) -> object:
+    """What went wrong, out of urllib's wrapping."""
+    return error.reason if isinstance(error, urllib.error.URLError) else error
 
 
 def _body(messages: list[dict[str, str]], sampling: SamplingParams) -> bytes:

@@ -33,7 +33,14 @@ class Options(TypedDict, total=False):
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """A list of prompts, and whether one was given alone: text, a list of ids, or a list of messages."""
+    """A list of prompts, and whether one was given alone: text, a list of ids, or a list of messages.
+
+    Raises InvalidRequest for what is neither.
+    """
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequest(
+            f"prompts is {prompts!r}; a prompt is text, a list of token ids or a list of messages", param="prompts"
+        )
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | dict)):
         return [cast(Prompt, prompts)], True
     return list(cast(Sequence[Prompt], prompts)), False

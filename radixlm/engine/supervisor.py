@@ -198,7 +198,8 @@ class Supervisor:
         limit_s = self._config.start_timeout
         ready = [engine.ready(), *(frontend.ready() for frontend in frontends)]
         try:
-            up, door, *_ = await asyncio.wait_for(asyncio.gather(*ready), limit_s)
+            async with asyncio.timeout(limit_s):
+                up, door, *_ = await asyncio.gather(*ready)
         except TimeoutError:
             raise StartError(
                 f"the server was not ready within {limit_s:g} s; give it more with --start-timeout"

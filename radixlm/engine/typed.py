@@ -42,8 +42,14 @@ class Kind:
         return self.read is _same
 
     def constrain(self, sampling: SamplingParams | None) -> SamplingParams:
-        """The sampling with this type's constraint beside it; two at once are refused later."""
+        """The sampling with this type's constraint beside it. Two of one kind are refused here, of two kinds later."""
         sampling = sampling or SamplingParams(max_tokens=DEFAULT_MAX_TOKENS)
+        given = msgspec.structs.asdict(sampling)
+        for name in self.fields:
+            if given[name]:
+                raise InvalidRequest(
+                    f"type and {name} are both set; a text follows one constraint at a time", param=name
+                )
         return msgspec.structs.replace(sampling, **self.fields) if self.fields else sampling
 
 

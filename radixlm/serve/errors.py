@@ -67,9 +67,11 @@ def error_headers(error: Error) -> dict[str, str]:
 async def on_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for errors raised on purpose."""
     assert isinstance(error, Error), "registered for Error alone"
-    if error.status >= 500 and not isinstance(error, QueueFull):  # under load, what is refused is most of what comes
-        logger.warning("%s %s: %s", request.method, request.scope["path"], error.message)
     row = request.scope.get("row")
+    probe = row is not None and row.scope == "public"  # asks every second, and the supervisor logs the cause
+    if error.status >= 500 and not isinstance(error, QueueFull):  # under load, what is refused is most of what comes
+        level = logging.DEBUG if probe else logging.WARNING
+        logger.log(level, "%s %s: %s", request.method, request.scope["path"], error.message)
     return error_response(error, row.errors.encode if row else encode_error)
 
 

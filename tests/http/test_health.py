@@ -24,12 +24,15 @@ def test_a_well_server_says_so(path):
     assert get(path) == {"status": "ok"}
 
 
-def test_a_dead_engine_fails_health_and_readiness_but_not_liveness():
+def test_a_dead_engine_fails_health_and_readiness_but_not_liveness_and_probes_do_not_fill_the_log(caplog):
     async def test(server: Server):
         server.engine.ready = False
         codes = [(await server.client.get(path)).status_code for path in ("/live", "/ready", "/health")]
         assert codes == [200, 503, 503]
         assert (await server.client.get("/metrics")).status_code == 200
+        assert not caplog.records
+        assert (await server.post("/generate", {"text": "x"})).status_code == 503
+        assert "POST /generate" in caplog.text
 
     with_server(test)
 

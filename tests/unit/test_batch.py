@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,6 +162,24 @@ def test_a_file_of_something_else_is_not_written_to(tmp_path):
     with pytest.raises(StartError, match="something else"):
         Output(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == "my diary\n"
+
+
+def test_ctrl_c_ends_a_batch_whose_server_is_silent(tmp_path):
+    write(tmp_path / "in.jsonl", 3)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "radixlm", "batch", "--url", url, "in.jsonl", "out.jsonl"]
+        batch = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        try:
+            server.settimeout(30)
+            asked, _ = server.accept()
+            asked.recv(1)  # the request is under way
+            batch.send_signal(signal.SIGINT)
+            _, errors = batch.communicate(timeout=20)
+        finally:
+            batch.kill()
+            asked.close()
+    assert (batch.returncode, errors) == (130, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")

@@ -1,6 +1,7 @@
 """The command line: options from four places, one line per error, and nothing heavy imported before it is needed."""
 
 import dataclasses
+import io
 import subprocess
 import sys
 
@@ -187,6 +188,13 @@ def test_a_failed_answer_costs_only_its_message():
     text = "".join(written)
     assert "error: busy" in text
     assert "\nkept\n" in text
+
+
+def test_a_chat_through_a_pipe_fails_in_one_line_where_nobody_answers(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", "http://127.0.0.1:1"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("error: http://127.0.0.1:1") and "Connection refused" in last and "<" not in last
 
 
 def test_the_panel_tells_how_many_requests_fit_at_full_context():

@@ -1,6 +1,7 @@
 """The supervisor over stand-in children: it starts, restarts, drains and ends them, and leaves nothing behind."""
 
 import asyncio
+import gc
 import os
 import signal
 import stat
@@ -163,16 +164,19 @@ def test_a_drain_has_a_limit(ward, monkeypatch):
     assert time.monotonic() - start < 10.0
 
 
-def test_a_signal_during_the_start_ends_it(ward):
+def test_a_signal_during_the_start_ends_it_without_a_word(ward, caplog):
 
     async def run() -> None:
         child = Supervisor(ward.config("engine-hangs"), lambda *_: None, **PROGRAMS)
         task = asyncio.ensure_future(child.run())
         await until(lambda: ward.children("engine"))
+        await asyncio.sleep(0.1)  # until it waits for both
         signal_self(signal.SIGINT)
         await task
 
     asyncio.run(asyncio.wait_for(run(), LIMIT_S))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_children_die_with_a_supervisor_that_is_killed_and_its_folder_is_swept(ward):

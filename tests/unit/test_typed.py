@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radixlm.engine.asking import as_batch
 from radixlm.engine.output import Delta
 from radixlm.engine.typed import kind_of, partials, read
 from radixlm.errors import InvalidRequest
@@ -87,6 +88,20 @@ def test_a_class_has_the_properties_it_names_and_no_others():
 def test_a_type_joins_the_sampling_of_the_caller_and_a_second_constraint_is_seen():
     sampling = kind_of(Person).constrain(SamplingParams(temperature=0.5))
     assert sampling.temperature == 0.5 and sampling.json_schema
+
+
+@pytest.mark.parametrize(
+    ("wanted", "other"), [(int, {"regex": "a"}), (bool, {"choice": ("a",)}), (Person, {"json_schema": "{}"})]
+)
+def test_a_type_beside_a_constraint_of_its_own_kind_is_refused(wanted, other):
+    with pytest.raises(InvalidRequest, match="both set"):
+        kind_of(wanted).constrain(SamplingParams(**other))
+
+
+@pytest.mark.parametrize("prompts", [None, 7, {"text": "x"}])
+def test_what_is_no_prompt_is_refused(prompts):
+    with pytest.raises(InvalidRequest, match="a prompt is text"):
+        as_batch(prompts)
 
 
 def test_a_text_that_was_cut_off_says_what_to_do():
