@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.errors import ConfigError
-from radixlm.ops import draw
 from radixlm.ops.api import Choice, Rope
 from radixlm.ops.build import BuildError, cpu_identity
 from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new, refuse_recording
@@ -35,6 +34,7 @@ _LINEAR = struct.Struct("@3Pq").pack
 _NORM = struct.Struct("@4P2qfi").pack
 _SILU_MUL = struct.Struct("@2P2qi4x").pack
 _ROPE_WRITE = struct.Struct("@9Pq5if").pack
+_CHOOSE = struct.Struct("@9Pqfi").pack
 
 
 class _WeightStruct(ctypes.Structure):
@@ -74,7 +74,7 @@ class NativeOps:
             raise ConfigError(f"--ops native: {error}; or use --ops torch", param="ops") from error
         library.rx_set_threads(threads or torch.get_num_threads())
         self._do, self._packed_bytes, self._pack = library.rx_do, library.rx_packed_bytes, library.rx_pack
-        self._most_likely = library.rx_most_likely
+        self._most_likely, self._choose = library.rx_most_likely, library.rx_choose
         self._fallback = TorchOps()
         self._slabs = _Slabs()
         self._torch_rows = NEVER
@@ -164,7 +164,13 @@ class NativeOps:
 
     def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
         """Random tokens, int64 [rows]."""
-        return draw.choose(logits, largest, choice)
+        rows, vocab = logits.shape
+        assert logits.is_contiguous() and logits.dtype is torch.float32, "logits are not float32 in a row"
+        packed, tokens = torch.empty_like(logits), torch.empty(rows, dtype=torch.int64)
+        columns = (choice.temperature, choice.top_k, choice.top_p, choice.min_p, choice.uniform)
+        addresses = [t.data_ptr() for t in (logits, largest, *columns, packed, tokens)]
+        self._choose(_CHOOSE(*addresses, vocab, 2.0 ** (52 - (vocab - 1).bit_length()), choice.cut), rows)
+        return tokens
 
 
 def _measure_torch_rows(native: NativeOps) -> int:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixlm.ops.api import Ops
+from radixlm.ops.library import unavailable_reason
+from radixlm.ops.table import load_ops
 from radixlm.runner.random import bits64, uniform
 from radixlm.runner.sampler import Rows, Sampler
 from radixlm.sched.plan import Opened
@@ -20,6 +22,7 @@ from radixlm.sched.sampled import FAILED, Masks
 from radixlm.types import SamplingParams
 
 CPU = torch.device("cpu")
+TABLES = ["torch"] if unavailable_reason() else ["torch", "native"]
 EOS = (2, 5)
 MASK64 = (1 << 64) - 1
 
@@ -181,24 +184,30 @@ def cases(draw: st.DrawFn, vocab: int) -> Case:
     return Case(sampling, logits, seed, tokens, draw(st.integers(1, len(tokens))), allowed)
 
 
-@pytest.mark.parametrize("vocab", [40, 640, 1000])
-def test_any_combination_of_parameters_agrees_with_the_naive_sampler(vocab: int) -> None:
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("vocab", [40, 640, 1000, 2501])
+def test_any_combination_of_parameters_agrees_with_the_naive_sampler(vocab: int, table: str) -> None:
+    ops = load_ops(table)
+
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(st.lists(cases(vocab), min_size=1, max_size=5))
     def check(rows: list[Case]) -> None:
-        for case, token in zip(rows, run(rows)):
+        for case, token in zip(rows, run(rows, ops=ops)):
             assert token in acceptable(case)
 
     check()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(cases(700), min_size=2, max_size=9), st.randoms(use_true_random=False))
-def test_a_row_chooses_the_same_token_alone_and_among_others_in_any_order_and_slot(rows: list[Case], random) -> None:
-    alone = [run([case])[0] for case in rows]
+@given(st.lists(cases(700), min_size=2, max_size=9), st.randoms(use_true_random=False), st.sampled_from(TABLES))
+def test_a_row_chooses_the_same_token_alone_and_among_others_in_any_order_and_slot(
+    rows: list[Case], random, table: str
+) -> None:
+    ops = load_ops(table)
+    alone = [run([case], ops=ops)[0] for case in rows]
     order = list(range(len(rows)))
     random.shuffle(order)
-    together = run([rows[i] for i in order], slots=random.sample(range(16), len(rows)))
+    together = run([rows[i] for i in order], slots=random.sample(range(16), len(rows)), ops=ops)
     assert [together[order.index(i)] for i in range(len(rows))] == alone
 
 

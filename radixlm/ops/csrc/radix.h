@@ -94,6 +94,24 @@ void rx_attention(const struct attention *op);
 /* logits [rows, n], n > 0 -> the largest of each row and its lowest index. NaN counts as the largest. Not recorded. */
 void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype);
 
+struct choose { /* radixlm.ops.api.Choice */
+    float *logits;        /* [rows, n], overwritten with weights */
+    const float *largest; /* [rows], as all that follow */
+    const float *temperature;
+    const int32_t *top_k;
+    const double *top_p;
+    const float *min_p;
+    const double *uniform;
+    float *packed; /* [rows, n]: room */
+    int64_t *tokens;
+    int64_t n;
+    float scale; /* of weights into whole numbers */
+    int32_t cut; /* whether rows use top-k or top-p */
+};
+
+/* A random token for each row. Not recorded. */
+void rx_choose(const struct choose *op, int64_t rows);
+
 /* The same operations, by number; `op` is the struct above, copied if a recording is being made by this thread. */
 enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, KINDS };
 void rx_do(int kind, const void *op);
