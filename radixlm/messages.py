@@ -207,6 +207,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     prefill_s: float = 0.0
     total_s: float = 0.0
     missed: Missed = ""
+    not_enforced: tuple[str, ...] = ()  # JSON pointers into lenient schemas: what was left to the model
     code: str = ""  # an error code of radixlm.errors when the request was rejected or failed
 
 

@@ -22,6 +22,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more. `forced_tokens` were
     appended without being sampled: a script's literal runs, and text that a grammar left no choice about.
+    `not_enforced`: JSON pointers of keywords of a lenient schema that were left to the model.
     """
 
     prompt_tokens: int
@@ -30,6 +31,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     missed: Missed = ""
     forced_tokens: int = 0
     num_preempted: int = 0
+    not_enforced: tuple[str, ...] = ()
     queue_s: float = 0.0
     prefill_s: float = 0.0
     total_s: float = 0.0
@@ -200,6 +202,7 @@ class Output:
             missed=ended.missed,
             forced_tokens=ended.num_forced,
             num_preempted=ended.num_preempted,
+            not_enforced=ended.not_enforced,
             queue_s=ended.queue_s,
             prefill_s=ended.prefill_s,
             total_s=ended.total_s,

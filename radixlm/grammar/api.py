@@ -110,6 +110,11 @@ class Grammar(Protocol):
         """About what it holds in memory, for caches bounded by bytes."""
         ...
 
+    @property
+    def not_enforced(self) -> tuple[str, ...]:
+        """JSON pointers of the keywords of a lenient schema that it leaves to the model."""
+        ...
+
     def matcher(self) -> Matcher:
         """At the start of the text; cheap."""
         ...

@@ -25,14 +25,16 @@ from radixlm.types import IntArray
 _LIMITS = ll.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 _COMPACT: Any = {"whitespace_flexible": False}  # a schema's own "x-guidance" wins over it
 _BASE_BYTES, _BYTES_PER_CHAR = 1 << 16, 64  # measured: a compiled grammar holds about so much
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 _CARET = re.compile(r"^( +)\^", re.MULTILINE)
 
 
 class LLGrammar:
     """A grammar at its start, to be copied for every part."""
 
-    def __init__(self, start: ll.LLMatcher, vocabulary: TokenVocabulary, source_chars: int) -> None:
-        self.size_bytes = _BASE_BYTES + _BYTES_PER_CHAR * source_chars
+    def __init__(self, start: ll.LLMatcher, vocabulary: TokenVocabulary, constraint: Constraint) -> None:
+        self.size_bytes = _BASE_BYTES + _BYTES_PER_CHAR * len(constraint.text)
+        self.not_enforced = _not_enforced(constraint, start.get_grammar_warnings())
         self._start = start
         self._eos = frozenset(vocabulary.eos)
 
@@ -95,7 +97,7 @@ def compile_constraint(constraint: Constraint, vocabulary: TokenVocabulary) -> L
     matcher = ll.LLMatcher(_tokenizer(vocabulary), _source(constraint, vocabulary), log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidRequest(_reason(constraint, matcher.get_error()))
-    return LLGrammar(matcher, vocabulary, len(constraint.text))
+    return LLGrammar(matcher, vocabulary, constraint)
 
 
 def _source(constraint: Constraint, vocabulary: TokenVocabulary) -> str:
@@ -125,14 +127,22 @@ def _lark(text: str) -> str:
 def _reason(constraint: Constraint, text: str) -> str:
     """The library's error in one line, with the position in a regex or the JSON pointers in a schema."""
     reason = _one_line(text.split("error: ")[-1] if "error: " in text else text)
-    keys = re.search(r"Unimplemented keys: (\[.*\])", text)
-    if constraint.kind == "json_schema" and keys:
-        found = list(keyword_pointers(json.loads(constraint.text), json.loads(keys[1])))
+    found = _not_enforced(constraint, [text])
+    if found:
         return f"json_schema uses keywords that cannot be enforced: {', '.join(found[:16])}"
     caret = _CARET.search(text)
     if constraint.kind == "regex" and caret:
         return f"regex cannot be compiled: {reason} at position {len(caret[1]) - 4}"
     return f"{constraint.kind} cannot be compiled: {reason}"
+
+
+def _not_enforced(constraint: Constraint, messages: Sequence[str]) -> tuple[str, ...]:
+    """Where the keywords of a schema stand that the library does not implement."""
+    if constraint.kind != "json_schema":
+        return ()
+    found = [keys[1] for keys in map(_UNIMPLEMENTED.search, messages) if keys]
+    schema: object = json.loads(constraint.text) if found else None
+    return tuple(pointer for keys in found for pointer in keyword_pointers(schema, json.loads(keys)))
 
 
 def _one_line(text: str) -> str:

@@ -17,6 +17,7 @@ class Thinking:
     def __init__(self, vocabulary: TokenVocabulary, end: int, budget: int | None, after: Grammar | None) -> None:
         self.end = end
         self.budget = sys.maxsize if budget is None else budget
+        self.not_enforced = () if after is None else after.not_enforced
         self.size_bytes = 4 * vocabulary.num_words + (0 if after is None else after.size_bytes)
         self.free = np.full(vocabulary.num_words, -1, dtype=np.int32)
         words = self.free.view(np.uint32)

@@ -22,6 +22,8 @@ from radixlm.sched.request import EMPTY, Lease, OpenRequest
 from radixlm.sched.sampled import Masks
 from radixlm.types import Finish, IntArray, SamplingParams, to_bytes
 
+MAX_NOT_ENFORCED = 64  # pointers told with the end of a request
+
 
 @dataclass(frozen=True)
 class Constraints:
@@ -67,6 +69,13 @@ class Constraining:
         """Why a grammar of a request does not compile."""
         errors = (grammar.exception() for grammar in entry.grammars if grammar is not None)
         return next((error for error in errors if error is not None), None)
+
+    def not_enforced(self, entry: OpenRequest) -> tuple[str, ...]:
+        """What the schemas of a request say and no mask sees to; the first few, for a schema may have thousands."""
+        done = (grammar for grammar in entry.grammars if grammar is not None and grammar.done())
+        good = (grammar.result() for grammar in done if grammar.exception() is None)
+        pointers = dict.fromkeys(pointer for grammar in good for pointer in grammar.not_enforced)
+        return tuple(pointers)[:MAX_NOT_ENFORCED]
 
     def open_part(self, entry: OpenRequest) -> None:
         """The current part gets its matcher."""

@@ -253,6 +253,7 @@ class Scheduler:
             prefill_s=(entry.first_token or now) - admitted,
             total_s=now - entry.arrived,
             missed=entry.missed,
+            not_enforced=self._constraining.not_enforced(entry),
             code=entry.error_code,
         )
         self.outbox.ended(entry.sink, event)

@@ -186,12 +186,14 @@ class TextShape:
 def run_details(usages: Iterable[Usage]) -> Json:
     """What OpenAI's usage has no place for: why no more was cached, and the longest time of any choice in each phase."""
     found = list(usages)
+    pointers = list(dict.fromkeys(pointer for usage in found for pointer in usage.not_enforced))
     return {
         "missed": next((usage.missed for usage in found if usage.missed), ""),
         "forced_tokens": sum(usage.forced_tokens for usage in found),
         "queue_s": max(usage.queue_s for usage in found),
         "prefill_s": max(usage.prefill_s for usage in found),
         "decode_s": max(usage.decode_s for usage in found),
+        **({"not_enforced": pointers} if pointers else {}),
     }
 
 

@@ -58,6 +58,7 @@ class GrammarCheck:
             "kind": constraint.kind,
             "compile_ms": round(1e3 * (time.perf_counter() - start), 3),
             "size_bytes": grammar.size_bytes,
+            "not_enforced": grammar.not_enforced,
             "example": await asyncio.to_thread(example, grammar, self._grammars.vocabulary),
         }
         return JSONResponse(answer, headers=ignored_header(unknown_fields(raw, CheckGrammar)))

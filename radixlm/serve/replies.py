@@ -73,13 +73,17 @@ class OutputDetails(msgspec.Struct, kw_only=True):
 
 
 class RunDetails(msgspec.Struct, kw_only=True):
-    """Why no more of the prompt came from the cache ("" if nothing was missing), forced tokens, and seconds in each phase."""
+    """Why no more of the prompt came from the cache ("" if nothing was missing), forced tokens, and seconds in each phase.
+
+    `not_enforced`: JSON pointers of the keywords of a schema without `strict` that were left to the model, if there are any.
+    """
 
     missed: Missed
     forced_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float
+    not_enforced: list[str] | None = None
 
 
 class TokenUsage(msgspec.Struct, kw_only=True):
@@ -279,6 +283,7 @@ class MetaInfo(msgspec.Struct, kw_only=True):
     decode_time: float | None = None
     cache_missed: Missed | None = None
     forced_tokens: int | None = None
+    not_enforced: list[str] | None = None
 
 
 class Generated(msgspec.Struct, kw_only=True):
@@ -313,6 +318,7 @@ class CheckedGrammar(msgspec.Struct, kw_only=True):
     kind: str
     compile_ms: float
     size_bytes: int
+    not_enforced: list[str]
     example: str | None
 
 

@@ -23,6 +23,7 @@ from radixlm.engine.output import Completion
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import Error, InvalidRequest
 from radixlm.serve import logprobs, schema
+from radixlm.serve.answer import run_details
 from radixlm.serve.chat_shape import call_id
 from radixlm.serve.constraints import format_fields
 from radixlm.serve.convert import present, refuse_unsupported
@@ -220,6 +221,7 @@ def _usage(completion: Completion, num_reasoning: int) -> Json:
         "output_tokens": num_output,
         "output_tokens_details": {"reasoning_tokens": num_reasoning},
         "total_tokens": num_input + num_output,
+        "radixlm": run_details([usage]),
     }
 
 

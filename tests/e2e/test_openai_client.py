@@ -77,6 +77,34 @@ def test_embeddings_are_the_same_in_both_encodings_and_tell_texts_apart(client, 
     assert far < near <= 1.0001
 
 
+def test_what_a_schema_without_strict_leaves_to_the_model_is_told_with_the_usage(client, model):
+    schema = {
+        "type": "object",
+        "properties": {"tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "uniqueItems": True}},
+        "required": ["tags"],
+        "additionalProperties": False,
+    }
+    named = {"name": "tags", "schema": schema}
+    asked = {"model": model, "messages": CAPITAL, "temperature": 0, "max_completion_tokens": 8}
+    loose = {**asked, "response_format": {"type": "json_schema", "json_schema": named}}
+    whole = client.chat.completions.create(**loose)
+    assert whole.choices[0].message.content.startswith('{"tags":[')
+    assert whole.usage.radixlm["not_enforced"] == ["/properties/tags/uniqueItems"]
+    *_, last = client.chat.completions.create(**loose, stream=True, stream_options={"include_usage": True})
+    assert last.usage.radixlm["not_enforced"] == ["/properties/tags/uniqueItems"]
+    response = client.responses.create(
+        model=model, input="Tags?", max_output_tokens=8, text={"format": {"type": "json_schema", **named}}
+    )
+    assert response.usage.radixlm["not_enforced"] == ["/properties/tags/uniqueItems"]
+    strict = {**loose, "response_format": {"type": "json_schema", "json_schema": {**named, "strict": True}}}
+    with pytest.raises(openai.BadRequestError, match="/properties/tags/uniqueItems"):
+        client.chat.completions.create(**strict)
+    assert "not_enforced" not in client.chat.completions.create(**asked).usage.radixlm
+    native = {"text": "Tags:", "sampling_params": {"json_schema": {**schema, "x-guidance": {"lenient": True}}}}
+    meta = client.post("../generate", body=native, cast_to=dict)["meta_info"]
+    assert meta["not_enforced"] == ["/properties/tags/uniqueItems"]
+
+
 def test_a_response_streams_is_kept_and_gone_on_from(client, model):
     asked = {"model": model, "temperature": 0, "max_output_tokens": 12}
     with client.responses.stream(**asked, instructions="Answer in one word.", input="The capital of France?") as stream:

@@ -112,13 +112,17 @@ def test_a_constraint_is_checked_without_running_it():
             assert answer.status_code == 200, answer.text
             checked = answer.json()
             assert checked["kind"] == kind and checked["size_bytes"] > 0 and checked["compile_ms"] >= 0
-            assert checked["example"]
+            assert checked["example"] and checked["not_enforced"] == []
         assert set(json.loads((await server.post("/v1/grammar/check", {"json_schema": SCHEMA})).json()["example"])) >= {
             "a"
         }
         wrong = {"json_schema": {"properties": {"x": {"uniqueItems": True}}}}
         error = (await server.post("/v1/grammar/check", wrong)).json()["error"]
         assert "/properties/x/uniqueItems" in error["message"] and error["param"] == "json_schema"
+        loose = {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": wrong["json_schema"]}}
+        }
+        assert (await server.post("/v1/grammar/check", loose)).json()["not_enforced"] == ["/properties/x/uniqueItems"]
         assert (await server.post("/v1/grammar/check", {})).status_code == 400
         assert not server.engine.requests
 

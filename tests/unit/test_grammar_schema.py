@@ -67,6 +67,7 @@ REFUSED = {
     "/properties/a/$ref": {"properties": {"a": {"$ref": "https://example.com/other"}}},
     "/properties/a~1b/pattern": {"properties": {"a/b": {"pattern": "a(?=b)"}}},
     "/$ref": {"$ref": "#"},
+    "/properties/a/minProperties": {"properties": {"a": {"type": "object", "minProperties": 3}}},
     "/$schema": {"$schema": "https://example.com/my-dialect"},
 }
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from radixlm.errors import InvalidRequest
-from radixlm.grammar import service
+from radixlm.grammar import llguidance, service
 from radixlm.grammar.api import Constraint, allowed
 from radixlm.grammar.guard import Guard
 from radixlm.grammar.limits import check_source, is_cheap
@@ -120,3 +120,10 @@ def test_an_unsupported_keyword_is_named_by_its_pointer(grammars):
     source = json.dumps({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
     with pytest.raises(InvalidRequest, match="/properties/a/uniqueItems"):
         grammars.get(Constraint("json_schema", source)).result(timeout=60)
+
+
+def test_the_other_implementation_tells_too_what_it_leaves_out():
+    schema = {"properties": {"a/b": {"type": "array", "uniqueItems": True}}, "x-guidance": {"lenient": True}}
+    assert llguidance.compile_constraint(Constraint("json_schema", json.dumps(schema)), VOCABULARY).not_enforced == (
+        "/properties/a~1b/uniqueItems",
+    )

@@ -240,7 +240,7 @@ class Emitter:
         named = [each for each in form.named if each.value != NEVER]
         low = 0 if sum(each.required for each in named) >= form.low else form.low
         if low > 1 and form.others:
-            raise Refused("", "minProperties above 1 with properties that are not named cannot be enforced")
+            low = self._fewer(form)
         most = form.high if form.high is not None else max(low, 1)
         if len(named) * most > MAX_ITEMS:
             raise Unsupported(f"an object that needs more than {MAX_ITEMS} states")
@@ -256,6 +256,13 @@ class Emitter:
                 self._pair(_Pair(each.name, each.value), state, number, form, after)
             row = after
         self._others(form, row, low, most, end)
+
+    def _fewer(self, form: Object) -> int:
+        """How many properties can be asked for where the same key may come twice."""
+        if self._schema.strict:
+            raise Refused(form.counted, "minProperties above 1 with properties that are not named cannot be enforced")
+        self._schema.give_up(form.counted)
+        return 1
 
     def _pair(self, pair: _Pair, state: int, number: int, form: Object, after: dict[int, int]) -> None:
         """One more property where there are `number`."""

@@ -262,7 +262,7 @@ def _property_names(schema: Schema, sub: Sub, keyword: str) -> Shape:
 
 def _num_properties(schema: Schema, sub: Sub, keyword: str) -> Shape:
     size = _size(sub, keyword)
-    form = Object(low=size) if keyword == "minProperties" else Object(high=size)
+    form = Object(low=size, counted=sub.child(keyword)) if keyword == "minProperties" else Object(high=size)
     return replace(EVERYTHING, objects=(form,))
 
 

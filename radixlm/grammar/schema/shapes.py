@@ -158,6 +158,7 @@ class Object:
     low: int = 0
     high: int | None = None
     witnesses: tuple[Keys, ...] = ()
+    counted: str = ""  # the pointer of the keyword that `low` is from
 
     def value_of(self, name: str) -> Expression:
         """What a property must fit that may or may not be a named one."""
@@ -314,6 +315,7 @@ def meet_objects(one: Object, other: Object) -> Iterable[Object]:
             max(one.low, other.low),
             least(one.high, other.high),
             tuple(dict.fromkeys(one.witnesses + other.witnesses)),
+            one.counted if one.low > other.low else other.counted,
         )
     )
     possible = not any(each.required and each.value == NEVER for each in met.named)
