@@ -19,7 +19,10 @@ def create_core(config: Config, reading: Reading | None = None) -> Core:
     reading = reading or load_reading(config)
     runner, info = create_runner(config)
     grammars = Grammars(token_vocabulary(reading.tokenizer, info.vocab_size, info.eos_token_ids))
+    exact = reading.tokenizer.vocabulary.exact
+    if exact:
+        grammars.warm()
     constraints = Constraints(
-        grammars.vocabulary, partial(grammar_of, grammars, reading.tokenizer.vocabulary.exact), config.jump_forward
+        grammars.vocabulary, partial(grammar_of, grammars, exact), config.jump_forward, grammars.close
     )
     return Core(runner, info, config, partial(make_stop, reading.tokenizer), constraints)

@@ -22,6 +22,7 @@ from radixlm.grammar.limits import check_source, is_cheap
 _FAILED_S = 30.0
 _MAX_PENDING = 64  # compilations waiting for the guard
 _ENTRY_BYTES = 1024
+_AUTOMATON, _LLGUIDANCE = Constraint("regex", "a"), Constraint("ebnf", 'start: "a"')  # taken by these implementations
 
 
 @dataclass(slots=True)
@@ -48,6 +49,14 @@ class Grammars:
         self._warmed = False
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._guarded = ThreadPoolExecutor(1, thread_name_prefix="grammar-guarded")
+
+    def warm(self) -> None:
+        """Makes the tables of the vocabulary in the threads that compile, so that the first constraint finds them or joins the wait.
+
+        Takes a second or so for 128k tokens. The guard, a process, still waits for the first constraint.
+        """
+        for thread, constraint in ((self._quick, _AUTOMATON), (self._guarded, _LLGUIDANCE)):
+            thread.submit(compile_constraint, constraint, self.vocabulary)
 
     def get(self, constraint: Constraint) -> Future[Grammar]:
         """The grammar, now or later. Its exception is an InvalidRequest, or a bug."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import pytest
 from radixlm import LLM, SamplingParams
 from radixlm.bench.grammar import PERSON, TEN_FIELDS
 from radixlm.errors import InvalidRequest
+from radixlm.grammar.automaton.tokens import token_table
 
 pytestmark = pytest.mark.weights
 PROMPT = "A record of a person in JSON, with the name Chen 陈 and the age:\n"
@@ -27,6 +29,17 @@ class Person:
 def llms():
     with LLM("smollm2-135m", kv_tokens=4096) as on, LLM("smollm2-135m", kv_tokens=4096, jump_forward=False) as off:
         yield on, off
+
+
+def test_the_tables_of_the_vocabulary_are_made_at_the_start_and_once():
+    before = token_table.cache_info().misses
+    with LLM("smollm2-135m", kv_tokens=1024) as llm:
+        until = time.monotonic() + 60
+        while token_table.cache_info().misses == before and time.monotonic() < until:
+            time.sleep(0.01)
+        answer = llm.generate(PROMPT, SamplingParams(max_tokens=8, regex="[a-z]{3}"))
+    assert re.fullmatch("[a-z]{3}", answer.text)
+    assert token_table.cache_info().misses == before + 1
 
 
 def test_answers_have_their_type_and_grow_towards_it(llms):

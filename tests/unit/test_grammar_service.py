@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 
 from radixlm.errors import InvalidRequest
 from radixlm.grammar import llguidance, service
-from radixlm.grammar.api import Constraint, allowed
+from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary, allowed
+from radixlm.grammar.automaton.tokens import token_table
+from radixlm.grammar.compile import compile_constraint
 from radixlm.grammar.guard import Guard
 from radixlm.grammar.limits import check_source, is_cheap
 from radixlm.grammar.pointers import keyword_pointers
@@ -127,3 +131,24 @@ def test_the_other_implementation_tells_too_what_it_leaves_out():
     assert llguidance.compile_constraint(Constraint("json_schema", json.dumps(schema)), VOCABULARY).not_enforced == (
         "/properties/a~1b/uniqueItems",
     )
+
+
+def test_a_constraint_that_comes_while_tables_are_made_waits_for_them_and_a_later_one_finds_them(monkeypatch):
+    made, begun, go = Grammars(replace(VOCABULARY)), threading.Event(), threading.Event()
+
+    def slow(constraint: Constraint, vocabulary: TokenVocabulary) -> Grammar:
+        begun.set()
+        assert go.wait(60)
+        return compile_constraint(constraint, vocabulary)
+
+    before = token_table.cache_info().misses
+    monkeypatch.setattr(service, "compile_constraint", slow)
+    made.warm()
+    assert begun.wait(60)
+    waiting = made.get(Constraint("regex", "b+"))
+    assert not waiting.done()
+    go.set()
+    assert waiting.result(timeout=60).matcher().accept([VOCABULARY.tokens.index(b"b")])
+    made.get(Constraint("choice", '["yes","no"]')).result(timeout=60)
+    assert token_table.cache_info().misses == before + 1
+    made.close()
