@@ -51,7 +51,7 @@ class Grammars:
         self._guarded = ThreadPoolExecutor(1, thread_name_prefix="grammar-guarded")
 
     def warm(self) -> None:
-        """Makes the tables of the vocabulary in the threads that compile, so that the first constraint finds them or joins the wait.
+        """Makes the tables of the vocabulary in the threads that compile, so that the first constraint finds them or waits less.
 
         Takes a second or so for 128k tokens. The guard, a process, still waits for the first constraint.
         """
