@@ -89,16 +89,28 @@ class Completion:
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish: Finish | None = None
-        self.usage = Usage(prompt_tokens=num_prompt, completion_tokens=0)
+        self._usage: Usage | None = None
 
-    def add(self, delta: Delta) -> None:
+    @property
+    def usage(self) -> Usage:
+        """What it cost; until its last delta only the tokens are known."""
+        return self._usage or Usage(prompt_tokens=self.num_prompt, completion_tokens=len(self.tokens))
+
+    @usage.setter
+    def usage(self, usage: Usage) -> None:
+        self._usage = usage
+
+    def add(self, delta: Delta) -> None:  # hot
         """Takes the next delta of this choice."""
         self.text += delta.text
-        self.tokens[len(self.tokens) - delta.num_dropped :] = delta.tokens
-        self.logprobs += delta.logprobs
-        self.prompt_logprobs += delta.prompt_logprobs
-        self.finish = delta.finish
-        self.usage = delta.usage or Usage(prompt_tokens=self.num_prompt, completion_tokens=len(self.tokens))
+        if delta.num_dropped:
+            del self.tokens[len(self.tokens) - delta.num_dropped :]
+        self.tokens += delta.tokens
+        if delta.logprobs:
+            self.logprobs += delta.logprobs
+        if delta.prompt_logprobs:
+            self.prompt_logprobs += delta.prompt_logprobs
+        self.finish, self._usage = delta.finish, delta.usage
 
 
 class Output:

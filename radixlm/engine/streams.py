@@ -36,24 +36,30 @@ class _Frame:
 class Stream:
     """What one open request has received and not yet read. `started` once anything arrived for it."""
 
-    __slots__ = ("_error", "_frames", "_waiter", "replays", "request", "started")
+    __slots__ = ("_error", "_frames", "_key", "_loop", "_waiter", "replays", "request", "started")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.started = False
         self.replays = 0
+        self._key = _encode_key(request.key)
+        self._loop = asyncio.get_running_loop()
         self._frames: list[_Frame] = []  # oldest first
         self._waiter: asyncio.Future[None] | None = None
         self._error: Error | None = None
 
-    async def read(self) -> Outputs:
-        """The next frame. Raises the error that ended the stream once all frames are read."""
-        while not self._frames:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._pack(self._frames.pop(0))
+    def read(self) -> Outputs | None:  # hot
+        """The next frame, if one waits. Raises the error that ended the stream once all frames are read."""
+        if self._frames:
+            return self._pack(self._frames.pop(0))
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def more(self) -> asyncio.Future[None]:  # hot
+        """Done once there is something to read."""
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
     def fail(self, error: Error) -> None:
         """Ends the stream with this error, after the frames that wait."""
@@ -87,9 +93,8 @@ class Stream:
             self._waiter.set_result(None)
 
     def _pack(self, frame: _Frame) -> Outputs:
-        keys = _encode_key(self.request.key) * len(frame.tokens)
         ended = () if frame.ended is None else (frame.ended,)
-        return Outputs(keys, frame.tokens.tobytes(), tuple(frame.details), ended)
+        return Outputs(self._key * len(frame.tokens), frame.tokens.tobytes(), tuple(frame.details), ended)
 
 
 class Streams:
@@ -129,7 +134,10 @@ class Streams:
         stream = self.open(request)
         try:
             while True:
-                frame = await stream.read()
+                frame = stream.read()
+                if frame is None:
+                    await stream.more()
+                    continue
                 yield frame
                 if frame.ended:
                     return

@@ -18,6 +18,8 @@ from radixlm.serve.sse import DONE
 from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import Finish, Json
 
+_encode = msgspec.json.Encoder().encode
+
 
 class Shape(Protocol):
     """How the choices of one surface look."""
@@ -98,7 +100,7 @@ class Answer:
         yield DONE
 
     def _chunk(self, choices: list[Json], results: list[Completion]) -> bytes:  # hot
-        encoded = msgspec.json.encode(choices)
+        encoded = _encode(choices)
         if self._with_running_usage or (self._with_usage and not choices):
             usage = b',"usage":' + msgspec.json.encode(self._usage(results))
         else:

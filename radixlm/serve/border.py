@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,8 +22,11 @@ logger = logging.getLogger(__name__)
 access = logging.getLogger("radixlm.access")
 
 MAX_HEADER_BYTES = 32 << 10
-BARE_SEND = "radixlm.send"
-"""In the scope: the server's own send. Once an answer has begun, its events need none of the layers in between."""
+WRITE_NOW = "radixlm.write"
+"""In the scope of the server's own requests, a WriteNow. Once an answer has begun, its events need no layer in between."""
+
+WriteNow = Callable[[bytes], bool]
+"""Writes the next bytes of an answer's body, which are some; False if the client is behind, and nothing was written."""
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -45,7 +49,6 @@ class Border:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope[BARE_SEND] = send
             await _Exchange(self, self._app, scope).run(receive, send)
 
 

@@ -25,7 +25,7 @@ from radixlm.engine.frontend import Frontend
 from radixlm.errors import Error
 from radixlm.serve.accept import Acceptor
 from radixlm.serve.app import create_app
-from radixlm.serve.border import MAX_HEADER_BYTES
+from radixlm.serve.border import MAX_HEADER_BYTES, WRITE_NOW
 from radixlm.serve.health import Health
 from radixlm.serve.keys import check_exposure
 from radixlm.serve.listen import bind, url_of
@@ -116,10 +116,22 @@ class _Protocol(HttpToolsProtocol):
         super().resume_writing()
         self._stop_stall()
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[WRITE_NOW] = self._write_now  # type: ignore[typeddict-unknown-key]
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_stall()
         super().connection_lost(exc)
+
+    def _write_now(self, data: bytes) -> bool:  # hot
+        """As `WriteNow`. An answer without a length is chunked."""
+        if self.flow.write_paused:
+            return False
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _give_up(self) -> None:
         logger.warning("a client took too little for %g s; its connection is cut", STALL_S)

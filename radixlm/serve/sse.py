@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from radixlm.errors import Aborted, Error
-from radixlm.serve.border import BARE_SEND
+from radixlm.serve.border import WRITE_NOW, WriteNow
 from radixlm.serve.errors import encode_error
 
 logger = logging.getLogger(__name__)
@@ -85,22 +85,29 @@ class EventStream(Response):
         """The ASGI side."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            writer = _Writer(self._events, start, send, self._wire)
-            writer.send_more = scope.get(BARE_SEND, send)
+            writer = _Writer(self._events, start, send, scope.get(WRITE_NOW, _cannot), self._wire)
             await until_disconnect(writer.run(), receive)
         except Aborted:
             logger.debug("a client left in mid-stream")
 
 
-class _Writer:
-    """Writes one stream. A single timer watches it; an event costs a clock reading and one send."""
+def _cannot(data: bytes) -> bool:
+    """The `WriteNow` of a server that has none."""
+    del data
+    return False
 
-    def __init__(self, events: AsyncGenerator[bytes, None], start: dict[str, Any], send: Send, wire: Wire) -> None:
+
+class _Writer:
+    """Writes one stream. A single timer watches it; an event costs a clock reading and one write."""
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], start: dict[str, Any], send: Send, write_now: WriteNow, wire: Wire
+    ) -> None:
         self._events = events
         self._wire = wire
         self._start = start
         self._send = send
-        self.send_more = send  # for everything behind the start
+        self._write_now = write_now
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._last_write = self._loop.time()
@@ -118,10 +125,13 @@ class _Writer:
                 self._ping.cancel()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _write_all(self, events: AsyncGenerator[bytes, None]) -> None:
+    async def _write_all(self, events: AsyncGenerator[bytes, None]) -> None:  # hot
         try:
             async for data in events:
-                await self._write(data)
+                if self._started and self._write_now(data):
+                    self._last_write = self._loop.time()
+                else:
+                    await self._write(data)
         except Error as error:
             if not self._started:
                 raise
@@ -132,12 +142,12 @@ class _Writer:
             logger.exception("a stream failed")
             await self._write(self._wire.error(Error("internal error")))
 
-    async def _write(self, data: bytes) -> None:  # hot
+    async def _write(self, data: bytes) -> None:
         if not self._started:
             self._started = True
             await self._send(self._start)
         self._writing = True
-        await self.send_more({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._writing = False
         self._last_write = self._loop.time()
 
