@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +66,3 @@ def random_weights() -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         for _ in range(shapes.LAYERS)
     ]
     return layers, shapes.weight(*shapes.LINEARS["head"])
-
-
-def without_attention(batch: Batch) -> Batch:
-    """The same tokens with a context of one: what a step costs apart from reading the KV cache."""
-    return replace(batch, starts=torch.zeros_like(batch.starts))

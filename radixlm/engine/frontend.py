@@ -87,13 +87,12 @@ class Frontend:
         template: ChatTemplate,
         *,
         timeout_s: float = 600.0,
-        metrics: Metrics | None = None,
         log_prompts: bool = False,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
-        self.metrics = metrics or Metrics()
+        self.metrics = Metrics()
         self._timeout_s = timeout_s
         self._log_prompts = log_prompts
         self._keys = itertools.count(1)

@@ -30,9 +30,8 @@ class EngineModel:
 
     max_parts = MAX_PARTS
 
-    def __init__(self, frontend: Frontend, namespace: str = "") -> None:
+    def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
-        self._namespace = namespace
         self._encoder = Encoder(frontend.tokenizer)
         self._door = asyncio.Lock()
         self._chat = lru_cache(64)(lambda tools: TemplateChat(frontend.template, msgspec.json.decode(tools)))
@@ -82,7 +81,7 @@ class EngineModel:
     async def _pin(self, tokens: list[int]) -> str | None:
         try:
             async with self._enter(1):
-                request = GenerateRequest(prompt=tokens, namespace=self._namespace)
+                request = GenerateRequest(prompt=tokens)
                 return (await self._frontend.pin(request)).id
         except Error:  # the quota is spent, or the engine is gone: the programs run all the same, or say so themselves
             return None
@@ -139,7 +138,7 @@ class EngineModel:
     async def _one(self, prompt: list[int], parts: Sequence[Stretch]) -> AsyncGenerator[Delta, None]:
         frontend, sampling = self._frontend, parts[0].sampling
         then = tuple(Stretch(self._literal(part), part.sampling) for part in parts[1:])
-        request = GenerateRequest(prompt=prompt, sampling=sampling, then=then, namespace=self._namespace)
+        request = GenerateRequest(prompt=prompt, sampling=sampling, then=then)
         tokens: list[list[int]] = [[] for _ in range(sampling.n)]
         prepared = await frontend.prepare([request])
         async with self._enter(sampling.n), aclosing(frontend.stream(prepared)) as deltas:
@@ -172,7 +171,7 @@ class EngineModel:
 
     async def _scores(self, tokens: list[int], start: int) -> list[TokenLogprobs]:
         sampling = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=start)
-        request = GenerateRequest(prompt=tokens, sampling=sampling, namespace=self._namespace)
+        request = GenerateRequest(prompt=tokens, sampling=sampling)
         async with self._enter(1):
             (whole,) = await self._frontend.complete(await self._frontend.prepare([request]))
         return whole.prompt_logprobs
