@@ -97,7 +97,18 @@ def compile_constraint(constraint: Constraint, vocabulary: TokenVocabulary) -> L
     matcher = ll.LLMatcher(_tokenizer(vocabulary), _source(constraint, vocabulary), log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidRequest(_reason(constraint, matcher.get_error()))
+    _try_beginning(matcher.deep_copy(), constraint)
     return LLGrammar(matcher, vocabulary, constraint)
+
+
+def _try_beginning(matcher: ll.LLMatcher, constraint: Constraint) -> None:
+    """Refuses what no text can begin, and what is over a limit at its first mask: the library builds lazily."""
+    begins = any(matcher.compute_bitmask())
+    error = matcher.get_error()
+    if "NoExtension" in error or not (begins or matcher.is_accepting()):
+        raise InvalidRequest(f"no text matches this {constraint.kind}")
+    if matcher.is_error():
+        raise InvalidRequest(_reason(constraint, error))
 
 
 def _source(constraint: Constraint, vocabulary: TokenVocabulary) -> str:

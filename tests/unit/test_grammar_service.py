@@ -73,6 +73,12 @@ def test_what_takes_too_long_is_killed_and_the_guard_goes_on(monkeypatch):
         guard.close()
 
 
+@pytest.mark.parametrize("text", ["root ::= root", "start: x\nx: y\ny: x"])
+def test_a_grammar_that_no_text_can_begin_is_refused_before_it_runs(grammars, text):
+    with pytest.raises(InvalidRequest, match="no text matches this ebnf"):
+        grammars.get(Constraint("ebnf", text)).result(timeout=60)
+
+
 def test_a_constraint_is_compiled_once_and_the_least_recently_used_goes_first():
     made = Grammars(VOCABULARY)
     first = made.get(Constraint("regex", "a+"))
