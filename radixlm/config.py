@@ -110,6 +110,11 @@ class Config:
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.", group="server")
     log_format: Literal["text", "json"] = option("text", "Log lines for people or for machines.", group="server")
     log_prompts: bool = option(False, "Log the first 256 tokens of every prompt.", group="server")
+    otlp_endpoint: str | None = option(
+        None,
+        "URL of an OpenTelemetry collector (OTLP over HTTP) for one trace per request; extra otel.",
+        group="server",
+    )
     tls_cert: str | None = option(None, "PEM file with the certificate chain; serves HTTPS.", group="server")
     tls_key: str | None = option(None, "PEM file with the certificate's key.", group="server")
     frontends: int = option(1, "HTTP processes that share the port.", group="server", low=1, high=64)

@@ -21,9 +21,10 @@ from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.constrain import after_thought, constraint_fields
 from radixlm.engine.open_choices import OpenChoices
-from radixlm.engine.output import Completion, Delta, Embedding, Output, Usage
+from radixlm.engine.output import Completion, Delta, Embedding, Output
 from radixlm.engine.scripts import ScriptOutput
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
+from radixlm.engine.watch import Watch
 from radixlm.errors import (
     EngineDied,
     Error,
@@ -276,11 +277,11 @@ class Frontend:
             return embedding
 
     @contextmanager
-    def _begun(self, item: Prepared) -> Generator[tuple[int, _Watch]]:
+    def _begun(self, item: Prepared) -> Generator[tuple[int, Watch]]:
         """A key for one request of the engine, which counts as open while the block runs, and what measures it."""
         key, caller, label = next(self._keys), item.caller, item.request.label
         self._open.add(caller, label, key)
-        watch = _Watch(self.metrics)
+        watch = Watch(self.metrics)
         try:
             yield key, watch
         except Error as error:
@@ -312,43 +313,6 @@ class Frontend:
             timeout_s=timeout_s,
             pooling=asked.pooling,
         )
-
-
-class _Watch:
-    """Measures one choice from its start to its end."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._start = self._loop.time()
-        self._first = 0.0
-        self._outcome = "disconnect"
-        metrics.open_requests.inc()
-
-    def saw(self, delta: Delta) -> None:  # hot
-        """A delta went out."""
-        if not self._first and delta.tokens:
-            self._first = self._loop.time()
-            self._metrics.first_token_seconds.observe(self._first - self._start)
-        if delta.usage is not None and delta.finish is not None:
-            self._ended(delta.finish, delta.usage)
-
-    def failed(self, error: Error) -> None:
-        """The choice ended with an error."""
-        self._outcome = error.code
-
-    def closed(self) -> None:
-        """Nothing more comes, for whatever reason."""
-        self._metrics.open_requests.dec()
-        self._metrics.requests.labels(self._outcome).inc()
-
-    def _ended(self, finish: Finish, usage: Usage) -> None:
-        metrics, now = self._metrics, self._loop.time()
-        self._outcome = finish.type
-        metrics.queue_seconds.observe(usage.queue_s)
-        metrics.request_seconds.observe(now - self._start)
-        if usage.completion_tokens > 1:
-            metrics.token_seconds.observe((now - self._first) / (usage.completion_tokens - 1))
 
 
 def _check_end(finish: Finish, ended: Ended, asked: GenerateRequest) -> None:

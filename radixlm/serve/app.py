@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
-from radixlm.errors import Error
+from radixlm.errors import ConfigError, Error
 from radixlm.serve import replies, schema
 from radixlm.serve.anthropic import Anthropic
 from radixlm.serve.auth import Guard
@@ -38,6 +39,8 @@ from radixlm.serve.responses import Responses
 from radixlm.serve.routes import EVENTS, Row, spelled
 from radixlm.serve.site import Site
 from radixlm.serve.tokens import Tokens
+
+_OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def create_app(frontend: Frontend, config: Config) -> Starlette:
@@ -68,7 +71,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     guard = Guard(config, hosts)
     app = Starlette(
         routes=[*_guarded(rows, guard)],
-        middleware=[Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)],
+        middleware=[*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)],
         exception_handlers={Error: on_error, HTTPException: on_http_error},
     )
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
@@ -82,6 +85,21 @@ def _cors(config: Config) -> list[Middleware]:
     if not origins:
         return []
     return [Middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["*"], allow_headers=["*"])]
+
+
+def _traces(config: Config) -> list[Middleware]:
+    """Off unless the option or the variables of OpenTelemetry ask for traces, and only then imported."""
+    named = any(os.environ.get(name) for name in _OTLP_VARIABLES)
+    if config.otlp_endpoint is None and not named:
+        return []
+    try:
+        from radixlm.serve.traces import Traces, provider_of
+    except ImportError:
+        if config.otlp_endpoint is None:
+            return []
+        text = "--otlp-endpoint needs OpenTelemetry; install it: pip install 'radixlm[otel]'"
+        raise ConfigError(text, param="otlp_endpoint") from None
+    return [Middleware(Traces, provider=provider_of(config.otlp_endpoint))]
 
 
 def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:
