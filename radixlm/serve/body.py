@@ -22,6 +22,7 @@ _READ_TIMEOUT_S = 30.0
 _WHERE = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 _SHOWABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CURLS_OWN = "application/x-www-form-urlencoded"
 _MAX_NAMED = 16
 _MAX_SEARCHED = 1 << 20
 
@@ -91,6 +92,8 @@ def _check_content_type(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest("Content-Encoding must be identity; send the body uncompressed", param="Content-Encoding")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind == _CURLS_OWN and request.url.path.startswith("/api/"):
+        return  # as Ollama's own examples send it; pages of other sites are known by their Origin
     if kind != "application/json" and not kind.endswith("+json"):
         text = f"Content-Type is {show(kind)}; it must be application/json (curl: -H 'Content-Type: application/json')"
         raise InvalidRequest(text, param="Content-Type")

@@ -43,6 +43,17 @@ def sampling(options: dict, path: str = "/api/chat", **body):
     return with_server(test)
 
 
+def test_curl_needs_no_header_but_pages_of_other_sites_stay_out():
+    async def test(server: Server):
+        body, form = json.dumps({**CHAT, "stream": False}), {"content-type": "application/x-www-form-urlencoded"}
+        plain = await server.client.post("/api/chat", content=body, headers=form)
+        foreign = await server.client.post("/api/chat", content=body, headers={**form, "origin": "http://evil.example"})
+        elsewhere = await server.client.post("/generate", content='{"text": "a"}', headers=form)
+        return plain.status_code, foreign.status_code, elsewhere.status_code
+
+    assert with_server(test) == (200, 403, 400)
+
+
 def test_a_whole_chat_answer():
     answer = ask("/api/chat", CHAT)
     assert answer["message"] == {"role": "assistant", "content": PROMPT}
