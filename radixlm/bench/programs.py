@@ -2,6 +2,7 @@
 
 Both sides run the same requests with the same numbers of tokens, alternating, and as many at a time as they can: programs
 as one call, plain calls from one thread per instance (`calls`) or one after the other (`calls in turn`, as a loop does).
+Plain calls find in the cache what earlier ones computed; `calls, nothing shared` have a cache each, as on a server without one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import statistics
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,9 +25,13 @@ from radixlm.lang.explain import MAX_PARTS
 from radixlm.lang.program import SglFunction
 
 Report = Callable[[str], None]
+Ways = dict[str, Callable[[int], None]]
 _WORDS = "The museum keeps a plain record of every visit and files each page under its own number. "
 _THINK, _ANSWER, _REMARK = 8, 4, 32
 _QUESTIONS = 8
+_CALLS, _IN_TURN, _ALONE = "calls", "calls in turn", "calls, nothing shared"
+_MOST = {_IN_TURN: 2, _ALONE: 1}  # samples of what takes long, and varies little
+_WORK = ("steps of the engine", "prompt tokens computed")
 
 
 def measure(model: str, instances: int, repeats: int, report: Report) -> list[Measure]:
@@ -44,37 +50,63 @@ class _Bench:
         self._instances = instances
         self._repeats = repeats
         self._report = report
+        self._shares = True
         self._prefix = _WORDS * 18  # about 300 tokens
         self._document = _WORDS * 59  # about 1,000 tokens
 
     def run(self) -> list[Measure]:
-        two_stage = {OURS: self._programs, "calls": self._calls, "calls in turn": self._calls_in_turn}
-        fork = {OURS: self._fork, "calls": self._fork_calls, "calls in turn": self._fork_calls_in_turn}
+        two_stage: Ways = {OURS: self._programs, _CALLS: self._calls, _IN_TURN: self._calls_in_turn}
+        fork: Ways = {OURS: self._fork, _CALLS: self._fork_calls, _IN_TURN: self._fork_calls_in_turn}
+        two_stage[_ALONE], fork[_ALONE] = self._alone(self._calls), self._alone(self._fork_calls)
         return [
             *self._case(f"two-stage, {self._instances} instances, 300-token prefix", two_stage, self._instances),
             *self._case(f"fork of {_QUESTIONS} over 1,000 tokens", fork, _QUESTIONS),
             self._overhead(),
         ]
 
-    def _case(self, name: str, ways: dict[str, Callable[[int], None]], count: int) -> list[Measure]:
-        samples: dict[str, list[float]] = {way: [] for way in ways}
+    def _case(self, name: str, ways: Ways, count: int) -> list[Measure]:
+        metrics = ("throughput", *_WORK)
+        found = {(way, metric): list[float]() for metric in metrics for way in ways}
         for way in ways.values():
             way(-1)  # warms compilers and code paths
         for repeat in range(self._repeats):
             for way, run in ways.items():
-                if way == "calls in turn" and repeat >= 2:
-                    continue  # it takes long, and varies little
-                self._backend.submit(self._backend.flush_cache()).result()
-                start = time.perf_counter()
-                run(repeat)
-                samples[way].append(count / (time.perf_counter() - start))
-                self._report(f"{name}: {way} {samples[way][-1]:.2f} per s")
-        ours = statistics.median(samples[OURS])
-        self._report(f"{name}: " + ", ".join(f"{ours / statistics.median(samples[w]):.2f}x {w}" for w in ways))
+                if repeat < _MOST.get(way, self._repeats):
+                    for metric, value in zip(metrics, self._sample(run, repeat, count)):
+                        found[way, metric].append(value)
+                    self._report(f"{name}: {way} {found[way, metrics[0]][-1]:.2f} per s")
+        middle = {way: statistics.median(found[way, metrics[0]]) for way in ways}
+        self._report(f"{name}: " + ", ".join(f"{middle[OURS] / middle[way]:.2f}x {way}" for way in ways))
         return [
-            Measure(case=name, metric="throughput", unit="1/s", subject=w, samples=samples[w], higher_is_better=True)
-            for w in ways
-        ]
+            Measure(
+                case=name, metric=metric, unit="1/s" if metric == metrics[0] else "", subject=way, samples=samples,
+                higher_is_better=metric == metrics[0],
+            )
+            for (way, metric), samples in found.items()
+        ]  # fmt: skip
+
+    def _sample(self, run: Callable[[int], None], repeat: int, count: int) -> tuple[float, float, float]:
+        """Throughput, steps of the engine and prompt tokens that it computed, from an empty cache."""
+        self._backend.submit(self._backend.flush_cache()).result()
+        before, start = self._counts(), time.perf_counter()
+        run(repeat)
+        seconds, after = time.perf_counter() - start, self._counts()
+        return count / seconds, after[0] - before[0], after[1] - before[1]
+
+    def _counts(self) -> tuple[int, int]:
+        (counts,) = self._backend.submit(self._backend.server_info()).result()["internal_states"]
+        # The literals of a script are computed too, though no prompt: they are counted with what is forced.
+        return counts["steps"], counts["prompt_tokens"] - counts["cached_tokens"] + counts["forced_tokens"]
+
+    def _alone(self, run: Callable[[int], None]) -> Callable[[int], None]:
+        """The same, each call with a cache of its own."""
+
+        def alone(repeat: int) -> None:
+            self._shares = False
+            run(repeat)
+            self._shares = True
+
+        return alone
 
     # -- two stages ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +163,8 @@ class _Bench:
 
     def _generate(self, text: str, num_tokens: int) -> str:
         sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
-        body = json.dumps({"text": text, "sampling_params": sampling}).encode()
+        salt = {} if self._shares else {"cache_salt": uuid.uuid4().hex}
+        body = json.dumps({"text": text, "sampling_params": sampling, **salt}).encode()
         request = urllib.request.Request(f"{self._runtime.url}/generate", body, {"content-type": "application/json"})
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["text"]

@@ -47,12 +47,12 @@ class EngineModel:
             yield (0,)
             return
         begins = [self._beginning(program) for program in programs]
-        order = sorted(range(len(programs)), key=begins.__getitem__)
-        shared = begins[order[0]][
-            : _common(begins[order[0]], begins[order[-1]])
-        ]  # of sorted ones, all between share it too
+        order = sorted(range(len(programs)), key=lambda i: begins[i].text)
+        first, last = self.tokens(begins[order[0]]), self.tokens(begins[order[-1]])
+        shared = first[: _common(first, last)]  # of sorted ones, all between share it too
         pinning = asyncio.ensure_future(self._pin(shared)) if len(shared) >= WORTH_PINNING else None
         try:
+            await asyncio.sleep(0)  # the pin leaves now: the engine computes it while the instances are tokenised
             yield order
         finally:
             if pinning is not None:
@@ -60,8 +60,8 @@ class EngineModel:
                 with contextlib.suppress(Error):
                     await self._frontend.unpin(pin) if pin else None
 
-    def _beginning(self, program: Program) -> list[int]:
-        """The tokens before anything is generated."""
+    def _beginning(self, program: Program) -> Held:
+        """What stands before anything is generated."""
         root = program.branches[0]
         held, chat = Held(root.context or Context()), self.chat(program)
         try:
@@ -75,8 +75,8 @@ class EngineModel:
                 else:
                     break
         except Error:
-            return []  # running it will say what is wrong
-        return self.tokens(held)
+            return Held(Context())  # running it will say what is wrong
+        return held
 
     async def _pin(self, tokens: list[int]) -> str | None:
         try:
