@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import truediv
 from typing import Any
 
 from radixlm.bench.results import OURS, Measure
@@ -75,8 +76,9 @@ class _Bench:
                     for metric, value in zip(metrics, self._sample(run, repeat, count)):
                         found[way, metric].append(value)
                     self._report(f"{name}: {way} {found[way, metrics[0]][-1]:.2f} per s")
-        middle = {way: statistics.median(found[way, metrics[0]]) for way in ways}
-        self._report(f"{name}: " + ", ".join(f"{middle[OURS] / middle[way]:.2f}x {way}" for way in ways))
+        ours = found[OURS, metrics[0]]
+        ratios = {way: statistics.median(map(truediv, ours, found[way, metrics[0]])) for way in ways}  # round by round
+        self._report(f"{name}: " + ", ".join(f"{ratio:.2f}x {way}" for way, ratio in ratios.items()))
         return [
             Measure(
                 case=name, metric=metric, unit="1/s" if metric == metrics[0] else "", subject=way, samples=samples,
