@@ -126,10 +126,10 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _write_now(self, data: bytes) -> bool:  # hot
-        """As `WriteNow`. An answer without a length is chunked."""
+        """As `WriteNow`. An answer without a length is chunked; an empty chunk would end it."""
         if self.flow.write_paused:
             return False
-        if not self.transport.is_closing():
+        if data and not self.transport.is_closing():
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 

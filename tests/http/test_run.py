@@ -20,6 +20,7 @@ from radixlm.engine.fake import FAKE_INFO, FakeEngine, endless
 from radixlm.errors import ConfigError, StartError
 from radixlm.serve import run
 from radixlm.serve.listen import bind, check_tls
+from radixlm.serve.sse import EventStream
 from tests.http.harness import Server, parse_events
 
 
@@ -146,6 +147,29 @@ def test_a_connection_is_kept_for_the_next_request(monkeypatch):
             assert b"200 OK" in await reader.readuntil(b'{"status":"ok"}')
             await asyncio.sleep(0.3)
         writer.close()
+
+    served(test)
+
+
+def test_pieces_without_text_do_not_end_an_answer(monkeypatch):
+    made = EventStream.__init__
+
+    def with_gaps(self, events, *args, **kwargs):
+        async def gaps():
+            async for event in events:
+                yield event
+                yield b""
+
+        made(self, gaps(), *args, **kwargs)
+
+    monkeypatch.setattr(EventStream, "__init__", with_gaps)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(2):  # what was left over would be read as the next answer
+                answer = await client.post("/generate", json={"prompt": "a", "max_tokens": 5, "stream": True})
+                assert parse_events(answer.text)[-1] == "[DONE]"
+                assert len(parse_events(answer.text)) > 2
 
     served(test)
 
