@@ -61,10 +61,8 @@ def batch(chunks: list[Chunk], page_size: int = 1) -> tuple[Batch, int]:
     row_of = torch.repeat_interleave(torch.arange(len(chunks), device="cuda"), lengths)
     cells = table[row_of, positions // page_size] * page_size + positions % page_size
     slots = torch.arange(len(chunks), dtype=torch.int32, device="cuda")
-    longest, context = int(lengths.max()), int((starts + lengths).max())
-    return Batch(slots, starts, lengths, offsets, positions, cells, table, page_size, longest, context), sum(
-        pages
-    ) * page_size
+    longest = int(lengths.max())
+    return Batch(slots, starts, lengths, offsets, positions, cells, table, page_size, longest), sum(pages) * page_size
 
 
 def weight(out_features: int, in_features: int) -> torch.Tensor:

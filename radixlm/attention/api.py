@@ -37,7 +37,6 @@ class Batch:
     page_table: torch.Tensor  # [slots, pages per sequence]: the whole table; read row slots[i] for chunk i
     page_size: int
     max_length: int  # longest chunk, a host number
-    max_context: int  # largest starts + lengths, a host number
 
 
 class KVStore(Protocol):

@@ -43,7 +43,7 @@ def _measured(measure: Callable[[argparse.Namespace], Measured]) -> Callable[[ar
 
     def run(options: argparse.Namespace) -> int:
         measured = measure(options)
-        settings = {key: str(value) for key, value in vars(options).items() if key not in NOT_SETTINGS}
+        settings = {key: results.setting(value) for key, value in vars(options).items() if key not in NOT_SETTINGS}
         run = results.new_run(options.name, settings, measured)
         report.finish(run, options.results, options.against, _console())
         return 0

@@ -71,6 +71,12 @@ class Measured:
     apart: list[str] = field(default_factory=list[str])
 
 
+def setting(value: object) -> str:
+    """A setting as it is stored: of a file or folder only the name, for where it lies is a matter of one machine."""
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
+
+
 def new_run(name: str, settings: dict[str, str], measured: Measured) -> Run:
     """A run that ends now on this machine."""
     return Run(

@@ -209,7 +209,6 @@ class CudaRunner:
             page_table=tables.device_pages,
             page_size=page_size,
             max_length=1 if size.decode else size.tokens,
-            max_context=tables.device_pages.shape[1] * page_size,
         )
         self._attention.plan(batch)
         self._hidden[: size.tokens] = self._model.forward(columns.tokens, batch, self._attention, self._kv)

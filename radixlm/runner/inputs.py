@@ -45,7 +45,6 @@ def build(plan: Plan, tables: Tables, page_size: int, extra_outputs: IntArray) -
         page_table=tables.device_pages,
         page_size=page_size,
         max_length=int(lengths.max()),
-        max_context=int(ends.max()),
     )
     all_wanted = not len(extra_outputs) and len(outputs) == len(owners)
     rows = Rows(plan.slots[samples], ends[samples], views[8])

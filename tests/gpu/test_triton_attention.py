@@ -50,8 +50,8 @@ def step(chunks: list[Chunk], page_size: int) -> tuple[Batch, int]:
     offsets = torch.cat((torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).to(torch.int32)))
     tokens = torch.zeros(int(offsets[-1]), dtype=torch.int32)
     device = [tensor.to(DEVICE) for tensor in (slots, starts, lengths, offsets, tokens, tokens, table)]
-    longest, context = int(lengths.max()), int((starts + lengths).max())
-    return Batch(*device, page_size, longest, context), (sum(pages) + 1) * page_size
+    longest = int(lengths.max())
+    return Batch(*device, page_size, longest), (sum(pages) + 1) * page_size
 
 
 def without_empty(batch: Batch) -> Batch:

@@ -76,7 +76,6 @@ def make_batch(chunks: Sequence[Chunk], table: torch.Tensor, page_size: int) -> 
         page_table=table,
         page_size=page_size,
         max_length=int(lengths.max()),
-        max_context=int((starts + lengths).max()),
     )
 
 

@@ -34,6 +34,15 @@ def test_a_stored_run_comes_back_as_it_was(tmp_path: Path) -> None:
     assert run.measures[0].value == 2.0
 
 
+def test_a_stored_setting_names_a_file_and_not_the_machine_it_lies_on() -> None:
+    assert results.setting(Path("/home/ada/models/llama")) == results.setting("/srv/llama") == "llama"
+    assert (results.setting("decode 8,prefill"), results.setting(3), results.setting(None)) == (
+        "decode 8,prefill",
+        "3",
+        "None",
+    )
+
+
 def test_a_damaged_run_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"name": 3}')
     with pytest.raises(BenchError, match=r"bad\.json"):

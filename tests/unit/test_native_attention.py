@@ -61,8 +61,8 @@ def make_batch(slots: torch.Tensor, chunks: list[tuple[int, int]], table: torch.
     starts, lengths = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
     offsets = torch.cat((torch.zeros(1), lengths.cumsum(0))).to(torch.int32)
     unused = torch.zeros(1, dtype=torch.int32)
-    longest, context = int(lengths.max()), int((starts + lengths).max())
-    return Batch(slots, starts, lengths, offsets, unused, unused, table, page_size, longest, context)
+    longest = int(lengths.max())
+    return Batch(slots, starts, lengths, offsets, unused, unused, table, page_size, longest)
 
 
 chunk = st.tuples(

@@ -75,7 +75,7 @@ class Engine:
 
         n, at = len(slots), of([position] * len(slots))
         cells = self.table[of(slots).long(), position].contiguous()
-        batch = Batch(of(slots), at, of([1] * n), of(list(range(n + 1))), at, cells, self.table, 1, 1, position + 1)
+        batch = Batch(of(slots), at, of([1] * n), of(list(range(n + 1))), at, cells, self.table, 1, 1)
         empty = np.empty(0, dtype=np.int32)
         return Inputs(of(tokens), batch, None, Rows(empty, empty, of([])))
 
