@@ -11,11 +11,15 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from operator import truediv
 from pathlib import Path
 
-from radixlm.bench.results import OURS, Measure
+from radixlm.bench.kind import option
+from radixlm.bench.results import Sheet, percentile
 from radixlm.config import Config
 from radixlm.engine.grammars import token_vocabulary
 from radixlm.engine.llm import LLM
@@ -48,27 +52,29 @@ JUMPS = {
 NAMES = ("Ann", "Bob", "Chen 陈", "Dora", "Emil", "Fatima", "Gus", "Hana")
 
 
-def measure(model: str, schemas: Path | None, repeats: int, progress: Callable[[str], None]) -> list[Measure]:
-    """All of it; compilation only where there is a file of schemas, one JSON object with `data` a line."""
-    config = Config(model=model, max_running=BATCH + 1, kv_tokens=16_384, prefix_cache=False, log_level="error")
-    found: list[Measure] = []
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Constraints on a real model."""
 
-    def add(measures: list[Measure]) -> None:
-        for each in measures:
-            progress(f"{each.case}: {each.metric} {each.value:.4g} {each.unit}")
-        found.extend(measures)
+    model: str = option("smollm2-135m", "model name or folder")
+    schemas: Path | None = option(None, "JSON lines with a schema as `data`, to compile", Path)
+    repeats: int = option(3, "rounds")
 
-    with LLM(config=config) as jumping, LLM(config=config.replace(jump_forward=False)) as plain:
-        add(_masks(plain, repeats))
-        add(_hostile(plain, repeats))
-        for case, sampling in JUMPS.items():
-            add(_jump(case, sampling, jumping, plain, repeats))
-        if schemas is not None:
-            add(_compilations(plain, schemas))
-    return found
+    def measure(self, sheet: Sheet) -> None:
+        """All of it; compilation only where there is a file of schemas."""
+        config = Config(
+            model=self.model, max_running=BATCH + 1, kv_tokens=16_384, prefix_cache=False, log_level="error"
+        )
+        with LLM(config=config) as jumping, LLM(config=config.replace(jump_forward=False)) as plain:
+            _masks(plain, self.repeats, sheet)
+            _hostile(plain, self.repeats, sheet)
+            for case, sampling in JUMPS.items():
+                _jump(partial(sheet.add, case), sampling, {"on": jumping, "off": plain}, self.repeats)
+            if self.schemas is not None:
+                _compilations(plain, self.schemas, sheet)
 
 
-def _masks(llm: LLM, repeats: int) -> list[Measure]:
+def _masks(llm: LLM, repeats: int, sheet: Sheet) -> None:
     samples: dict[str, list[float]] = {name: [] for name in ROWS}
     for round_ in range(repeats + 1):
         for name, regex in ROWS.items():
@@ -76,15 +82,14 @@ def _masks(llm: LLM, repeats: int) -> list[Measure]:
             times = _step_times(llm, sampling)
             if round_:  # the first one warms up
                 samples[name].append(statistics.median(times))
-    case = f"step at batch {BATCH}"
-    found = [_of(case, name, "ms", values) for name, values in samples.items()]
+    add = partial(sheet.add, f"step at batch {BATCH}")
+    for name, values in samples.items():
+        add(name, "ms", *values)
     for name in list(ROWS)[1:]:
-        added = [100 * (b / a - 1) for a, b in zip(samples["free"], samples[name])]
-        found.append(_of(case, f"added {name}", "%", added))
-    return found
+        add(f"added {name}", "%", *(100 * (b / a - 1) for a, b in zip(samples["free"], samples[name])))
 
 
-def _hostile(llm: LLM, repeats: int) -> list[Measure]:
+def _hostile(llm: LLM, repeats: int, sheet: Sheet) -> None:
     """Steps of free rows alone, and while one hostile constraint after the other is compiled."""
     sampling = SamplingParams(max_tokens=STEPS, temperature=0, ignore_eos=True)
     samples: dict[str, list[float]] = {"alone": [], "meanwhile": []}
@@ -98,13 +103,12 @@ def _hostile(llm: LLM, repeats: int) -> list[Measure]:
         over.set()
         thread.join()
     median = statistics.median(samples["alone"])
-    case = f"step at batch {BATCH} while hostile grammars compile"
-    found = [_of(case, name, "ms", values) for name, values in samples.items()]
+    add = partial(sheet.add, f"step at batch {BATCH} while hostile grammars compile")
     for name, values in samples.items():
-        slow = 100 * sum(value > 2 * median for value in values) / len(values)
-        found.append(_of(case, f"over twice the median, {name}", "%", [slow]))
-    times = [statistics.median(samples["meanwhile"]) / median]
-    return [*found, _of(case, "median against alone", "x", times)]
+        slow = sum(value > 2 * median for value in values) / len(values)
+        add(name, "ms", *values)
+        add(f"over twice the median, {name}", "%", 100 * slow)
+    add("median against alone", "x", statistics.median(samples["meanwhile"]) / median)
 
 
 def _attack(llm: LLM, numbers: Iterator[int], over: threading.Event) -> None:
@@ -125,20 +129,15 @@ def _step_times(llm: LLM, sampling: SamplingParams) -> list[float]:
     return [1e3 * (after - before) for before, after in itertools.pairwise(times[WARM_STEPS:])]
 
 
-def _jump(case: str, sampling: SamplingParams, jumping: LLM, plain: LLM, repeats: int) -> list[Measure]:
-    steps: dict[str, list[float]] = {"on": [], "off": []}
-    times: dict[str, list[float]] = {"on": [], "off": []}
-    for round_ in range(repeats + 1):
-        for name, llm in (("on", jumping), ("off", plain)):
-            count, seconds = _run(llm, sampling)
-            if round_:
-                steps[name].append(count)
-                times[name].append(1e3 * seconds)
-    fewer = [off / on for on, off in zip(steps["on"], steps["off"])]
-    faster = [off / on for on, off in zip(times["on"], times["off"])]
-    found = [_of(case, f"steps, jump-forward {name}", "steps", values) for name, values in steps.items()]
-    found += [_of(case, f"time, jump-forward {name}", "ms", values) for name, values in times.items()]
-    return [*found, _of(case, "fewer steps", "x", fewer, better=True), _of(case, "faster", "x", faster, better=True)]
+def _jump(add: Callable[..., None], sampling: SamplingParams, llms: dict[str, LLM], repeats: int) -> None:
+    runs = [{name: _run(llm, sampling) for name, llm in llms.items()} for _ in range(repeats + 1)][1:]
+    steps = {name: [run[name][0] for run in runs] for name in llms}
+    times = {name: [1e3 * run[name][1] for run in runs] for name in llms}
+    for name in llms:
+        add(f"steps, jump-forward {name}", "steps", *steps[name])
+        add(f"time, jump-forward {name}", "ms", *times[name])
+    add("fewer steps", "x", *map(truediv, steps["off"], steps["on"]), higher=True)
+    add("faster", "x", *map(truediv, times["off"], times["on"]), higher=True)
 
 
 def _run(llm: LLM, sampling: SamplingParams) -> tuple[int, float]:
@@ -149,34 +148,23 @@ def _run(llm: LLM, sampling: SamplingParams) -> tuple[int, float]:
     return llm.stats()["steps"] - steps, time.perf_counter() - start
 
 
-def _compilations(llm: LLM, schemas: Path) -> list[Measure]:
+def _compilations(llm: LLM, schemas: Path, sheet: Sheet) -> None:
     info, tokenizer = llm.info, llm.tokenizer
     grammars = Grammars(token_vocabulary(tokenizer, info.vocab_size, info.eos_token_ids), max_bytes=1 << 30)
     grammars.get(Constraint("regex", "a+")).result()
-    first: list[float] = []
-    again: list[float] = []
+    times: dict[str, list[float]] = {"compilation": [], "second use": []}
     refused = 0
     for line in schemas.read_text().splitlines():
         constraint = Constraint("json_schema", json.dumps(json.loads(line)["data"]))
-        start = time.perf_counter()
         try:
-            grammars.get(constraint).result()
+            for found in times.values():
+                start = time.perf_counter()
+                grammars.get(constraint).result()
+                found.append(1e3 * (time.perf_counter() - start))
         except InvalidRequest:
             refused += 1
-            continue
-        first.append(1e3 * (time.perf_counter() - start))
-        start = time.perf_counter()
-        grammars.get(constraint).result()
-        again.append(1e3 * (time.perf_counter() - start))
     grammars.close()
-    case = f"{len(first)} schemas, {refused} refused"
-    slow = sorted(first)[int(len(first) * 0.99) :]
-    return [
-        _of(case, "compilation p50", "ms", first),
-        _of(case, "compilation p99", "ms", slow),
-        _of(case, "second use p50", "ms", again),
-    ]
-
-
-def _of(case: str, metric: str, unit: str, samples: Sequence[float], *, better: bool = False) -> Measure:
-    return Measure(case=case, metric=metric, unit=unit, subject=OURS, samples=list(samples), higher_is_better=better)
+    case = f"{len(times['second use'])} schemas, {refused} refused"
+    sheet.add(case, "compilation p50", "ms", *times["compilation"])
+    sheet.add(case, "compilation p99", "ms", percentile(times["compilation"], 0.99))
+    sheet.add(case, "second use p50", "ms", *times["second use"])

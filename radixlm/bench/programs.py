@@ -14,10 +14,12 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from operator import truediv
 from typing import Any
 
-from radixlm.bench.results import OURS, Measure
+from radixlm.bench.kind import option
+from radixlm.bench.results import OURS, Sheet
 from radixlm.lang.api import gen
 from radixlm.lang.backends.engine import Runtime
 from radixlm.lang.backends.http import HttpBackend
@@ -25,7 +27,6 @@ from radixlm.lang.compiler import compile_program
 from radixlm.lang.explain import MAX_PARTS
 from radixlm.lang.program import SglFunction
 
-Report = Callable[[str], None]
 Ways = dict[str, Callable[[int], None]]
 _WORDS = "The museum keeps a plain record of every visit and files each page under its own number. "
 _THINK, _ANSWER, _REMARK = 8, 4, 32
@@ -35,57 +36,56 @@ _MOST = {_IN_TURN: 2, _ALONE: 1}  # samples of what takes long, and varies littl
 _WORK = ("steps of the engine", "prompt tokens computed")
 
 
-def measure(model: str, instances: int, repeats: int, report: Report) -> list[Measure]:
-    """All cases against a server started here."""
-    runtime = Runtime(model, log_level="error", kv_tokens=100_000)
-    try:
-        return _Bench(runtime, instances, repeats, report).run()
-    finally:
-        runtime.shutdown()
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """Both sides against a server started here."""
+
+    model: str = option("smollm2-135m", "model name or folder")
+    instances: int = option(100, "instances of the two-stage program")
+    repeats: int = option(3, "runs of each side, alternating")
+
+    def measure(self, sheet: Sheet) -> None:
+        """All cases."""
+        runtime = Runtime(self.model, log_level="error", kv_tokens=100_000)
+        try:
+            _Bench(runtime, self.instances, self.repeats).run(sheet)
+        finally:
+            runtime.shutdown()
 
 
 class _Bench:
-    def __init__(self, runtime: Runtime, instances: int, repeats: int, report: Report) -> None:
+    def __init__(self, runtime: Runtime, instances: int, repeats: int) -> None:
         self._runtime = runtime
         self._backend = HttpBackend(runtime.url)
         self._instances = instances
         self._repeats = repeats
-        self._report = report
         self._shares = True
         self._prefix = _WORDS * 18  # about 300 tokens
         self._document = _WORDS * 59  # about 1,000 tokens
 
-    def run(self) -> list[Measure]:
+    def run(self, sheet: Sheet) -> None:
         two_stage: Ways = {OURS: self._programs, _CALLS: self._calls, _IN_TURN: self._calls_in_turn}
         fork: Ways = {OURS: self._fork, _CALLS: self._fork_calls, _IN_TURN: self._fork_calls_in_turn}
         two_stage[_ALONE], fork[_ALONE] = self._alone(self._calls), self._alone(self._fork_calls)
-        return [
-            *self._case(f"two-stage, {self._instances} instances, 300-token prefix", two_stage, self._instances),
-            *self._case(f"fork of {_QUESTIONS} over 1,000 tokens", fork, _QUESTIONS),
-            self._overhead(),
-        ]
+        name = f"two-stage, {self._instances} instances, 300-token prefix"
+        self._case(name, two_stage, self._instances, sheet)
+        self._case(f"fork of {_QUESTIONS} over 1,000 tokens", fork, _QUESTIONS, sheet)
+        self._overhead(sheet)
 
-    def _case(self, name: str, ways: Ways, count: int) -> list[Measure]:
-        metrics = ("throughput", *_WORK)
-        found = {(way, metric): list[float]() for metric in metrics for way in ways}
+    def _case(self, name: str, ways: Ways, count: int, sheet: Sheet) -> None:
         for way in ways.values():
             way(-1)  # warms compilers and code paths
+        rates: dict[str, list[float]] = {way: [] for way in ways}
         for repeat in range(self._repeats):
             for way, run in ways.items():
                 if repeat < _MOST.get(way, self._repeats):
-                    for metric, value in zip(metrics, self._sample(run, repeat, count)):
-                        found[way, metric].append(value)
-                    self._report(f"{name}: {way} {found[way, metrics[0]][-1]:.2f} per s")
-        ours = found[OURS, metrics[0]]
-        ratios = {way: statistics.median(map(truediv, ours, found[way, metrics[0]])) for way in ways}  # round by round
-        self._report(f"{name}: " + ", ".join(f"{ratio:.2f}x {way}" for way, ratio in ratios.items()))
-        return [
-            Measure(
-                case=name, metric=metric, unit="1/s" if metric == metrics[0] else "", subject=way, samples=samples,
-                higher_is_better=metric == metrics[0],
-            )
-            for (way, metric), samples in found.items()
-        ]  # fmt: skip
+                    rate, *work = self._sample(run, repeat, count)
+                    rates[way].append(rate)
+                    sheet.add(name, "throughput", "1/s", rate, subject=way, higher=True)
+                    for metric, value in zip(_WORK, work):
+                        sheet.add(name, metric, "", value, subject=way)
+        ratios = {way: statistics.median(map(truediv, rates[OURS], other)) for way, other in rates.items()}  # by round
+        sheet.report(f"{name}: " + ", ".join(f"{ratio:.2f}x {way}" for way, ratio in ratios.items()))
 
     def _sample(self, run: Callable[[int], None], repeat: int, count: int) -> tuple[float, float, float]:
         """Throughput, steps of the engine and prompt tokens that it computed, from an empty cache."""
@@ -150,18 +150,14 @@ class _Bench:
 
     # -- what it costs to compile -------------------------------------------------------------------------------------
 
-    def _overhead(self) -> Measure:
-        samples: list[float] = []
+    def _overhead(self, sheet: Sheet) -> None:
         for _ in range(self._repeats):
             start = time.perf_counter()
             for i in range(self._instances):
                 compile_program(two_stage.compile(prefix=self._prefix, question=_question(0, i)).program, MAX_PARTS)
-            samples.append((time.perf_counter() - start) / self._instances * 1e3)
-        self._report(f"trace and compile: {statistics.median(samples):.3f} ms per instance")
-        return Measure(
-            case="trace and compile", metric="time per instance", unit="ms", subject=OURS, samples=samples,
-            higher_is_better=False,
-        )  # fmt: skip
+            sheet.add(
+                "trace and compile", "time per instance", "ms", (time.perf_counter() - start) / self._instances * 1e3
+            )
 
     def _generate(self, text: str, num_tokens: int) -> str:
         sampling = {"max_new_tokens": num_tokens, "temperature": 0, "ignore_eos": True}

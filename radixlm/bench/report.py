@@ -13,28 +13,25 @@ from radixlm.bench.results import OURS, Measure, Run
 
 def finish(run: Run, folder: Path, against: Path | None, console: Console) -> None:
     """Prints a new run, stores it as JSON and PNG, and compares it with a stored one if asked."""
-    stored = results.load(against) if against else None  # before it is overwritten by a run of the same name
-    show(run, console)
-    if stored:
-        console.print(comparison(run, stored))
+    show(run, results.load(against) if against else None, console)  # before it is overwritten by a run of the same name
     path = results.save(run, folder)
-    picture = path.with_suffix(".png")
-    console.print(f"stored in {path}; {plots.draw(run, picture)}")
+    console.print(f"stored in {path}; {plots.draw(run, path.with_suffix('.png'))}")
 
 
-def show(run: Run, console: Console) -> None:
-    """One table for all cases."""
+def show(run: Run, stored: Run | None, console: Console) -> None:
+    """One table for all cases, and one that compares."""
     console.print(table(run))
     console.print(f"{run.machine['processor']}, {run.machine['cores']} cores, commit {run.commit or 'unknown'}")
+    if stored:
+        console.print(comparison(run, stored))
 
 
 def table(run: Run) -> Table:
     """Rows are case and metric, columns subjects; with peers, a last column says how ours relates to the best of them."""
     subjects = list(dict.fromkeys(measure.subject for measure in run.measures))
     with_ratio = OURS in subjects and len(subjects) > 1
-    view = Table(title=f"{run.name}: median of {_repeats(run)}")
-    for heading in ("case", "metric", "unit"):
-        view.add_column(heading)
+    repeats = max((len(measure.samples) for measure in run.measures), default=0)
+    view = Table("case", "metric", "unit", title=f"{run.name}: median of {repeats}")
     for subject in (*subjects, *(("ours / best peer",) if with_ratio else ())):
         view.add_column(subject, justify="right")
     for row in rows(run).values():
@@ -86,10 +83,6 @@ def _against_best(row: dict[str, Measure], apart: list[str]) -> str:
     ours = row[OURS]
     ratios = [gain(ours.value, peer.value, higher_is_better=ours.higher_is_better) for peer in peers]
     return f"{min(ratios):.2f}x"
-
-
-def _repeats(run: Run) -> int:
-    return max((len(measure.samples) for measure in run.measures), default=0)
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +49,14 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
         return self.case, self.metric, self.subject
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of all do not exceed (nearest rank); 0 of nothing."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One invocation of `radixlm bench`. `settings` are the options and workload sizes that made it."""
 
@@ -62,33 +70,54 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     apart: list[str] = []  # subjects that compute in a lower precision: shown, but nobody's best peer
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a measurement brings: its numbers, versions of whom was measured, subjects that stand apart (see `Run`)."""
+class Sheet:
+    """The numbers of a run as they are taken, each told at once; also versions of whom was measured, and who stands apart."""
 
-    measures: list[Measure]
-    versions: dict[str, str] = field(default_factory=dict[str, str])
-    apart: list[str] = field(default_factory=list[str])
+    def __init__(self, report: Callable[[str], None] = lambda line: None) -> None:
+        self.report = report
+        self.versions: dict[str, str] = {}
+        self.apart: list[str] = []
+        self._rows: dict[tuple[str, str, str], Measure] = {}
+
+    def add(
+        self, case: str, metric: str, unit: str, *samples: float, subject: str = OURS, higher: bool = False
+    ) -> None:
+        """Samples of one number, all at once or call by call. `higher` is better, or lower is."""
+        row = Measure(case=case, metric=metric, unit=unit, subject=subject, samples=[], higher_is_better=higher)
+        self._rows.setdefault(row.key, row).samples.extend(samples)
+        self.report(f"{case}, {subject}: {metric} {statistics.median(samples):.4g} {unit}")
+
+    def start_over(self) -> None:
+        """What was taken until now was warming up: the rows keep their order and lose their samples."""
+        for row in self._rows.values():
+            row.samples.clear()
+
+    @property
+    def measures(self) -> list[Measure]:
+        """All rows in the order of their first samples."""
+        return list(self._rows.values())
 
 
-def setting(value: object) -> str:
-    """A setting as it is stored: of a file or folder only the name, for where it lies is a matter of one machine."""
-    text = str(value)
-    return Path(text).name if Path(text).is_absolute() else text
-
-
-def new_run(name: str, settings: dict[str, str], measured: Measured) -> Run:
+def new_run(name: str, settings: Mapping[str, object], sheet: Sheet) -> Run:
     """A run that ends now on this machine."""
     return Run(
         name=name,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
-        versions=own_versions() | measured.versions,
+        versions=own_versions() | sheet.versions,
         commit=commit(),
-        settings=settings,
-        measures=measured.measures,
-        apart=measured.apart,
+        settings={key: _setting(value) for key, value in settings.items()},
+        measures=sheet.measures,
+        apart=sheet.apart,
     )
+
+
+def _setting(value: object) -> str:
+    """A setting as it is stored: of a file or folder only the name, for where it lies is a matter of one machine."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def save(run: Run, folder: Path) -> Path:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from radixlm.bench.results import OURS, Measure
+from radixlm.bench.kind import numbers, option
+from radixlm.bench.results import Sheet, percentile
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
 from radixlm.engine.fake_runner import FakeRunner
@@ -18,8 +19,6 @@ from radixlm.sched.limits import Limits
 from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Part, Request, SamplingParams, to_bytes
 
-BATCHES = (1, 50, 64, 256)
-STEPS = 200
 PROMPT = 24  # tokens; short, because the fake runner reads the whole context of every row at every step
 MATCHED = 4096  # tokens
 VOCABULARY = 32_000
@@ -33,14 +32,24 @@ class StepTimes:
     take: list[float]
 
 
-def measure(batches: Sequence[int] = BATCHES, steps: int = STEPS) -> list[Measure]:
-    """Median and p99 per batch size in microseconds, then the time to match cached tokens. A second or two per batch."""
-    found = [measure for batch in batches for measure in _summary(batch, decode_times(batch, steps))]
-    return [*found, *_micro(f"{MATCHED} tokens", "match cached prefix", match_times(MATCHED))]
+@dataclass(frozen=True, kw_only=True)
+class Sched:
+    """Decode steps of requests that all run and none of which begins or ends; then a prompt that is all in the cache."""
+
+    batches: tuple[int, ...] = option((1, 50, 64, 256), "batch sizes", numbers)
+    steps: int = option(200, "decode steps per batch size")
+
+    def measure(self, sheet: Sheet) -> None:
+        """Median and p99 in microseconds. A second or two per batch size."""
+        for batch in self.batches:
+            times = decode_times(batch, self.steps)
+            _micro(sheet, f"batch {batch}", "plan + commit", times.plan_commit)
+            _micro(sheet, f"batch {batch}", "take outputs", times.take)
+        _micro(sheet, f"{MATCHED} tokens", "match cached prefix", match_times(MATCHED))
 
 
 def decode_times(batch: int, steps: int) -> StepTimes:
-    """Times of `steps` decode steps of `batch` requests that all run and none of which begins or ends."""
+    """Times of `steps` decode steps of `batch` requests."""
     scheduler, runner = _decoding(batch, steps)
     times = StepTimes([], [])
     gc.collect()
@@ -113,15 +122,6 @@ def _step(scheduler: Scheduler, runner: FakeRunner, times: StepTimes) -> None:
     times.plan_commit.append(planned - start + committed - computed)
 
 
-def _summary(batch: int, times: StepTimes) -> list[Measure]:
-    case = f"batch {batch}"
-    return [*_micro(case, "plan + commit", times.plan_commit), *_micro(case, "take outputs", times.take)]
-
-
-def _micro(case: str, metric: str, times: Sequence[float]) -> list[Measure]:
-    ordered = sorted(1e6 * seconds for seconds in times)
-    values = {"median": statistics.median(ordered), "p99": ordered[int(0.99 * (len(ordered) - 1))]}
-    return [
-        Measure(case=case, metric=f"{metric}, {name}", unit="us", subject=OURS, samples=[value], higher_is_better=False)
-        for name, value in values.items()
-    ]
+def _micro(sheet: Sheet, case: str, metric: str, times: Sequence[float]) -> None:
+    sheet.add(case, f"{metric}, median", "us", 1e6 * statistics.median(times))
+    sheet.add(case, f"{metric}, p99", "us", 1e6 * percentile(times, 0.99))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import msgspec
 
@@ -60,8 +61,8 @@ class Workload:
 
     def draw(self, seed: int, vocab_size: int) -> list[Session]:
         """The sessions in order of arrival. The same seed draws the same load."""
-        draw = random.Random(f"load {seed}")
-        sessions = [Session(turns) for turns in KINDS[self.kind](self, _Draw(draw, vocab_size))]
+        draw = Draw(f"load {seed}", vocab_size)
+        sessions = [Session(turns) for turns in KINDS[self.kind](self, draw)]
         return _arrivals(sessions, self.rate, draw) if self.rate else sessions
 
     def scaled(self, factor: float) -> Workload:
@@ -73,34 +74,28 @@ class Workload:
         def both(bounds: Range) -> Range:
             return of(bounds[0]), of(bounds[1])
 
-        return Workload(
-            kind=self.kind,
-            users=of(self.users),
-            sessions=of(self.sessions),
-            turns=self.turns,
-            shared=of(self.shared),
-            groups=self.groups,
-            input=both(self.input),
-            output=both(self.output),
-            rate=self.rate,
-        )
+        users, sessions, shared = of(self.users), of(self.sessions), of(self.shared)
+        lengths = {"input": both(self.input), "output": both(self.output)}
+        return replace(self, users=users, sessions=sessions, shared=shared, **lengths)
 
 
-class _Draw:
-    """Random tokens and lengths of one load."""
+class Draw:
+    """Random tokens and lengths, the same for the same seed. The lowest ids are left out: special tokens live there."""
 
-    def __init__(self, source: random.Random, vocab_size: int) -> None:
-        self.source = source
+    def __init__(self, seed: str, vocab_size: int) -> None:
+        self.source = random.Random(seed)
         self._population = range(min(LOWEST_TOKEN, vocab_size // 2), vocab_size)
 
     def tokens(self, count: int) -> list[int]:
+        """So many token ids."""
         return self.source.choices(self._population, k=count)
 
     def length(self, bounds: Range) -> int:
+        """One of these, both inclusive."""
         return self.source.randint(*bounds)
 
 
-def _conversations(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
+def _conversations(load: Workload, draw: Draw) -> Iterator[list[Turn]]:
     """Random token ids after a shared beginning: one turn or many."""
     beginnings = [draw.tokens(load.shared) for _ in range(load.groups)]
     for index in range(load.sessions):
@@ -109,7 +104,7 @@ def _conversations(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
         yield [Turn(tokens, draw.length(load.output)) for tokens in new]
 
 
-def _trees(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
+def _trees(load: Workload, draw: Draw) -> Iterator[list[Turn]]:
     """Searches in trees of thoughts, level by level: a request per node, its prompt the problem and the path to it."""
     level = [draw.tokens(load.shared) for _ in range(load.groups)]
     count = 0
@@ -121,7 +116,7 @@ def _trees(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
                 yield [Turn(path, draw.length(load.output))]
 
 
-def _records(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
+def _records(load: Workload, draw: Draw) -> Iterator[list[Turn]]:
     """Text to be turned into a JSON object of a given schema; instruction and schema are shared by all."""
     for _ in range(load.sessions):
         name, city = draw.source.choice(_NAMES), draw.source.choice(_CITIES)
@@ -129,19 +124,16 @@ def _records(load: Workload, draw: _Draw) -> Iterator[list[Turn]]:
         yield [Turn(f"{text}, lives in {city} and likes chess, tea and maps.\n", load.output[1], RECORD_SCHEMA)]
 
 
-KINDS: dict[str, Callable[[Workload, _Draw], Iterator[list[Turn]]]] = {
+KINDS: dict[str, Callable[[Workload, Draw], Iterator[list[Turn]]]] = {
     "tokens": _conversations,
     "tree": _trees,
     "json": _records,
 }
 
 
-def _arrivals(sessions: list[Session], rate: float, draw: random.Random) -> list[Session]:
-    start_s, arriving = 0.0, list[Session]()
-    for session in sessions:
-        start_s += draw.expovariate(rate)
-        arriving.append(Session(session.turns, start_s))
-    return arriving
+def _arrivals(sessions: list[Session], rate: float, draw: Draw) -> list[Session]:
+    starts = accumulate(draw.source.expovariate(rate) for _ in sessions)
+    return [Session(session.turns, start_s) for session, start_s in zip(sessions, starts)]
 
 
 WORKLOADS = {

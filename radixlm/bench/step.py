@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from radixlm.bench.results import OURS, Measure, Measured
+from radixlm.bench.kind import numbers, option
+from radixlm.bench.results import Sheet
 from radixlm.config import Config
 from radixlm.runner.api import Runner
 from radixlm.runner.create import create_runner
@@ -22,56 +23,46 @@ FILL = 256  # tokens per step while contexts are filled
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is computed: for each batch, `steps` steps of that many rows after `context` tokens, beside `chunk` prompt tokens."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """For each batch, `steps` steps of that many rows after `context` tokens, beside `chunk` prompt tokens."""
 
-    batches: tuple[int, ...]
-    context: int
-    chunk: int
-    steps: int
+    model: str = option("smollm2-135m", "model name or folder")
+    load_format: str = option("auto", "dummy makes random weights")
+    dtype: str = option("auto", "type of weights and activations")
+    threads: int | None = option(None, "CPU threads that compute", int)
+    batches: tuple[int, ...] = option((1, 8, 32), "decode rows", numbers)
+    context: int = option(256, "tokens before the step in every row")
+    chunk: int = option(0, "tokens of a prompt chunk in the same step")
+    steps: int = option(20, "timed steps")
+    profile: bool = option(False, "print where the time of one more step goes")
 
     @property
     def row_tokens(self) -> int:
         """Cells that a row may need."""
         return self.context + WARM_UP + self.steps + 2
 
+    def measure(self, sheet: Sheet) -> None:
+        """Milliseconds per step and tokens per second for each batch."""
+        most = max(self.batches)
+        kv_tokens = most * (self.row_tokens + 1) + self.chunk * (WARM_UP + self.steps + 1) + 1
+        config = Config(log_level="error", max_running=most + 1, kv_tokens=max(kv_tokens, 1024)).replace(
+            model=self.model, load_format=self.load_format, dtype=self.dtype, threads=self.threads
+        )
+        runner, info = create_runner(config)
+        sheet.versions |= {"attention": info.attention, "ops": info.ops, "dtype": info.dtype}
+        for batch in self.batches:
+            self._measure_batch(batch, _Rows(runner, batch, self, info.vocab_size), sheet)
+        runner.close()
 
-def measure(config: Config, shape: Shape, show_profile: Callable[[str], None] | None) -> Measured:
-    """Milliseconds per step and tokens per second for each batch; a profile of one step goes to `show_profile`."""
-    most = max(shape.batches)
-    chunk_tokens = shape.chunk * (WARM_UP + shape.steps + 1)
-    kv_tokens = most * shape.row_tokens + chunk_tokens + config.page_size * (most + 1)
-    runner, info = create_runner(
-        config.replace(max_running=most + 1, kv_tokens=max(kv_tokens, 1024), page_size=1, log_level="error")
-    )
-    found = [
-        one for batch in shape.batches for one in _measure_batch(runner, info.vocab_size, batch, shape, show_profile)
-    ]
-    runner.close()
-    return Measured(found, {"attention": info.attention, "ops": info.ops, "dtype": info.dtype})
-
-
-def _measure_batch(
-    runner: Runner, vocab_size: int, batch: int, shape: Shape, show_profile: Callable[[str], None] | None
-) -> list[Measure]:
-    rows = _Rows(runner, batch, shape, vocab_size)
-    rows.fill()
-    times = [rows.step() for _ in range(WARM_UP + shape.steps)][WARM_UP:]
-    case = f"batch {batch}, context {shape.context}" + (f", chunk {shape.chunk}" if shape.chunk else "")
-    if show_profile:
-        show_profile(f"{case}\n{_profile(rows)}")
-    tokens = batch + shape.chunk
-    return [
-        _of(case, "step", "ms", [1e3 * seconds for seconds in times], higher_is_better=False),
-        _of(case, "computed", "tok/s", [tokens / seconds for seconds in times], higher_is_better=True),
-    ]
-
-
-def _of(case: str, metric: str, unit: str, samples: list[float], *, higher_is_better: bool) -> Measure:
-    return Measure(
-        case=case, metric=metric, unit=unit, subject=OURS, samples=samples, higher_is_better=higher_is_better
-    )
+    def _measure_batch(self, batch: int, rows: _Rows, sheet: Sheet) -> None:
+        rows.fill()
+        times = [rows.step() for _ in range(WARM_UP + self.steps)][WARM_UP:]
+        case = f"batch {batch}, context {self.context}" + (f", chunk {self.chunk}" if self.chunk else "")
+        sheet.add(case, "step", "ms", *(1e3 * seconds for seconds in times))
+        sheet.add(case, "computed", "tok/s", *((batch + self.chunk) / seconds for seconds in times), higher=True)
+        if self.profile:
+            sheet.report(_profile(rows))
 
 
 def _profile(rows: _Rows) -> str:
@@ -85,7 +76,7 @@ def _profile(rows: _Rows) -> str:
 class _Rows:
     """Slots 0 .. batch - 1 decode; slot `batch` takes prompt chunks. Slot i owns a run of pages of its own."""
 
-    def __init__(self, runner: Runner, batch: int, shape: Shape, vocab_size: int) -> None:
+    def __init__(self, runner: Runner, batch: int, shape: Step, vocab_size: int) -> None:
         self._runner = runner
         self._batch = batch
         self._shape = shape

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 import psutil
-
-from radixlm.bench.cases import Metric
 
 INTERVAL_S = 0.5
 QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
@@ -35,15 +34,13 @@ class Usage:
         self._stop.set()
         self._thread.join()
 
-    def metrics(self) -> list[Metric]:
+    def tell(self, add: Callable[..., None]) -> None:
         """Means over the time; nothing for what is not there."""
-        found: list[Metric] = []
         if self._cpu:
-            found.append(Metric("CPU of the machine", "%", sum(self._cpu) / len(self._cpu), False))
+            add("CPU of the machine", "%", sum(self._cpu) / len(self._cpu))
         if self._gpu:
-            found.append(Metric("GPU utilisation", "%", sum(self._gpu) / len(self._gpu), True))
-            found.append(Metric("GPU memory", "MiB", max(self._gpu_mib), False))
-        return found
+            add("GPU utilisation", "%", sum(self._gpu) / len(self._gpu), higher=True)
+            add("GPU memory", "MiB", max(self._gpu_mib))
 
     def _sample(self) -> None:
         """At every interval and once at the end, so that a short run has a sample too."""

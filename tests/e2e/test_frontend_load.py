@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from radixlm.bench.frontend.measure import Size, measure
+from radixlm.bench.frontend.measure import Frontend
+from radixlm.bench.results import Sheet
 
 pytestmark = pytest.mark.weights  # for the tokenizer
 
-SMALL = Size(streams=100, seconds=2.0, storm=50, rounds=2)
-LOADS = ("streams", "storm", "overload")
+SMALL = Frontend(loads=("streams", "storm", "overload"), streams=100, seconds=2.0, storm=50, rounds=2)
 
 
 def test_streams_storms_and_overload_lose_nothing():
-    found = {(measure.case, measure.metric): measure.value for measure in measure(SMALL, LOADS, lambda line: None)}
+    sheet = Sheet()
+    SMALL.measure(sheet)
+    found = {(measure.case, measure.metric): measure.value for measure in sheet.measures}
 
     def value(metric: str) -> float:
         (only,) = [value for (_, name), value in found.items() if name == metric]

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from radixlm.bench import serve
 from radixlm.bench.load import Done, Sample
-from radixlm.bench.results import BenchError
+from radixlm.bench.results import BenchError, Measure, Sheet, percentile
+from radixlm.bench.serve import Serve
 from radixlm.bench.sessions import WORKLOADS, Workload
-from radixlm.bench.summary import Goal, percentile, summarise
+from radixlm.bench.summary import summarise
+from radixlm.bench.surfaces import Reading
 
 
 class TinyServer:
@@ -82,15 +83,18 @@ def server() -> Iterator[TinyServer]:
     tiny.close()
 
 
-def target(server: TinyServer, processes: int = 1) -> serve.Target:
-    return serve.Target(url=server.url, model="tiny", vocab_size=500, processes=processes)
+def target(server: TinyServer, **options: Any) -> Serve:
+    return Serve(url=server.url, model="tiny", vocab_size=500, **options)
+
+
+def by_metric(sheet: Sheet) -> dict[str, Measure]:
+    return {measure.metric: measure for measure in sheet.measures}
 
 
 def test_a_turn_goes_on_from_the_outputs_of_the_turn_before(server: TinyServer) -> None:
     load = Workload(users=2, sessions=4, turns=3, shared=5, input=(4, 4), output=(3, 3))
-    done = serve.run_load(target(server, processes=2), "tiny", load.draw(0, 500), load.users)
-    samples = [sample for part in done for sample in part.samples]
-    assert [sample.error for sample in samples] == [""] * 12
+    done = target(server, processes=2).run_load(load.draw(0, 500), load.users)
+    assert (sum(len(part.samples) for part in done), [part.failures for part in done]) == (12, [[], []])
     first = [prompt for prompt in server.prompts if len(prompt) == 9]
     assert len(first) == 4 and len({tuple(prompt[:5]) for prompt in first}) == 1
     for prompt in server.prompts:
@@ -102,7 +106,7 @@ def test_a_turn_goes_on_from_the_outputs_of_the_turn_before(server: TinyServer) 
 
 def test_a_closed_loop_never_has_more_open_than_users(server: TinyServer) -> None:
     load = Workload(users=3, sessions=9, input=(4, 8), output=(2, 4))
-    done = serve.run_load(target(server, processes=2), "tiny", load.draw(0, 500), load.users)
+    done = target(server, processes=2).run_load(load.draw(0, 500), load.users)
     assert server.most_open == 3
     assert sum(len(part.samples) for part in done) == 9
 
@@ -110,18 +114,18 @@ def test_a_closed_loop_never_has_more_open_than_users(server: TinyServer) -> Non
 def test_an_open_loop_starts_sessions_at_their_times(server: TinyServer) -> None:
     load = Workload(sessions=6, input=(4, 4), output=(1, 1), rate=30.0)
     sessions = load.draw(0, 500)
-    (done,) = serve.run_load(target(server), "tiny", sessions, load.users)
-    started = sorted(sample.start_s for sample in done.samples)
+    (done,) = target(server).run_load(sessions, load.users)
+    started = sorted(sample.sent - done.began for sample in done.samples)
     planned = [session.start_s for session in sessions]
     # a timer may fire a millisecond early, and late on a busy machine
     assert all(-0.005 < real - plan < 1.0 for real, plan in zip(started, planned))
 
 
 def test_measuring_counts_what_was_served(server: TinyServer) -> None:
-    load = {"small": Workload(users=2, sessions=5, input=(8, 8), output=(4, 4))}
-    measures = serve.measure(target(server), load, 2, 1, Goal(1e4, 1e4), lambda _: None)
-    values = {measure.metric: measure for measure in measures}
-    assert all(len(measure.samples) == 2 for measure in measures)
+    load, sheet = Workload(users=2, sessions=5, input=(8, 8), output=(4, 4)), Sheet()
+    target(server, repeats=2, warm_up=1, goal=(1e4, 1e4)).measure_load("small", load, sheet)
+    values = by_metric(sheet)
+    assert all(len(measure.samples) == 2 for measure in sheet.measures)
     assert values["failures"].value == 0
     assert values["prompt tokens from cache"].value == 50
     goodput = next(measure for name, measure in values.items() if name.startswith("goodput"))
@@ -132,14 +136,16 @@ def test_measuring_counts_what_was_served(server: TinyServer) -> None:
 def test_a_server_that_refuses_everything_is_an_error_that_quotes_it(server: TinyServer) -> None:
     server.refuse = True
     with pytest.raises(BenchError, match="HTTP 503: busy"):
-        serve.measure(target(server), {"one": Workload(sessions=1)}, 1, 0, None, lambda _: None)
+        target(server, warm_up=0).measure_load("one", Workload(sessions=1), Sheet())
 
 
 def test_failures_are_counted_and_their_times_are_not() -> None:
-    good = Sample(0.0, 0.1, 1.1, [0.5, 0.5], 10, 3, 5)
-    bad = Sample(0.0, 0.0, 0.0, [], 0, 0, -1, error="ValueError: no")
-    values = {metric.name: metric.value for metric in summarise([Done([good, bad], 0.1, 2.0)], Goal(50.0, 600.0))}
-    assert (values["failures"], values["TTFT p50"], values["TPOT p50"], values["ITL p99"]) == (1, 100.0, 500.0, 500.0)
+    good, sheet = Sample(7.0, Reading([7.1, 7.6, 8.1], 10, 3, 5, None, "")), Sheet()
+    summarise([Done([good], ["ValueError: no"], 7.0, 2.0, 0.1)], (50.0, 600.0), "case", "subject", sheet)
+    values = {name: measure.value for name, measure in by_metric(sheet).items()}
+    assert (values["failures"], values["TTFT p50"], values["TPOT p50"], values["ITL p99"]) == pytest.approx(
+        (1, 100.0, 500.0, 500.0)
+    )
     assert values["requests"] == pytest.approx(1 / 1.1)
     assert values["goodput (TTFT <= 50 ms, TPOT <= 600 ms)"] == 0
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from radixlm.bench import offline, rounds
+from radixlm.bench import offline
 from radixlm.bench.cases import CASES, Decode, Prefill, SecondTurn
 from radixlm.bench.peers import environment, gguf_export
 from radixlm.bench.peers.registry import OURS, PEERS, Peer
 from radixlm.bench.peers.subject import Generated, WorkerSubject
-from radixlm.bench.results import BenchError
+from radixlm.bench.results import BenchError, Sheet
+from radixlm.bench.sessions import Draw
 from radixlm.errors import ConfigError, StartError
 
 TOY = """
@@ -108,20 +109,21 @@ def test_every_subject_gets_the_same_prompts_in_turn_and_no_round_repeats_them()
     log: list[tuple[str, list[list[int]], list[int]]] = []
     subjects = [Recorder(name, log) for name in ("radixlm", "peer")]
     cases = [Decode(3, prompt=(2, 5), output=(1, 4)), Prefill(6), SecondTurn(8, answer=2, added=3)]
-    measures = rounds.measure(subjects, cases, 1000, 2)
+    sheet = Sheet()
+    offline.take_turns(subjects, cases, 1000, 2, sheet)
     by_subject = {name: [entry[1:] for entry in log if entry[0] == name] for name in ("radixlm", "peer")}
     assert by_subject["radixlm"] == by_subject["peer"]
     prompts = [tuple(prompt) for entry in by_subject["peer"] for prompt in entry[0]]
     assert len(set(prompts)) == len(prompts)
     first_of_case = [log[i][0] for i in range(0, len(log), 2)][:2]
     assert first_of_case == ["radixlm", "radixlm"] and log[10][0] == "peer"  # the order rotates between rounds
-    assert all(len(measure.samples) == 2 for measure in measures)
-    assert [measure.subject for measure in measures[:2]] == ["radixlm", "peer"]
+    assert all(len(measure.samples) == 2 for measure in sheet.measures)
+    assert [measure.subject for measure in sheet.measures[:2]] == ["radixlm", "peer"]
 
 
 def test_a_second_turn_continues_the_first_and_its_cold_twin_is_as_long() -> None:
     log: list[tuple[str, list[list[int]], list[int]]] = []
-    SecondTurn(20, answer=4, added=5).run(Recorder("x", log), offline.rounds.Prompts("seed", 1000))
+    SecondTurn(20, answer=4, added=5).run(Recorder("x", log), Draw("seed", 1000), Sheet())
     (_, [cold], _), (_, [first], [answer]), (_, [second], _) = log
     assert second[: len(first) + answer] == first + [9] * answer
     assert len(cold) == len(second) == 25
@@ -134,11 +136,11 @@ def test_lengths_of_a_case_are_unequal_and_always_the_same() -> None:
 
 
 def test_cases_and_peers_are_picked_by_name() -> None:
-    assert [case.name for case in offline.pick_cases("decode 1,prefill")] == ["decode 1", "prefill 1024"]
-    assert offline.pick_cases("") == list(CASES)
-    assert [peer.name for peer in offline.pick_peers("openvino")] == ["openvino"]
+    assert [case.name for case in offline.pick_cases(["decode 1", "prefill"])] == ["decode 1", "prefill 1024"]
+    assert offline.pick_cases([]) == list(CASES)
+    assert [peer.name for peer in offline.pick_peers(["openvino"])] == ["openvino"]
     with pytest.raises(ConfigError, match="no peer vlm; peers: transformers"):
-        offline.pick_peers("vlm")
+        offline.pick_peers(["vlm"])
 
 
 def test_every_registered_adapter_exists_and_defines_an_adapter() -> None:

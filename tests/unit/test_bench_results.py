@@ -10,7 +10,9 @@ from rich.console import Console
 
 from radixlm.bench import main as command
 from radixlm.bench import plots, report, results, sched
-from radixlm.bench.results import BenchError, Measure, Measured, Run
+from radixlm.bench.kind import settings
+from radixlm.bench.results import BenchError, Measure, Run, Sheet
+from radixlm.bench.serve import Serve
 from radixlm.errors import ConfigError
 
 
@@ -19,7 +21,11 @@ def measured(subject: str, metric: str, samples: list[float], *, higher: bool = 
 
 
 def a_run(*measures: Measure) -> Run:
-    return results.new_run("trial", {"threads": "2"}, Measured(list(measures), {"peer": "1"}, ["apart"]))
+    sheet = Sheet()
+    for one in measures:
+        sheet.add(one.case, one.metric, one.unit, *one.samples, subject=one.subject, higher=one.higher_is_better)
+    sheet.versions["peer"], sheet.apart = "1", ["apart"]
+    return results.new_run("trial", {"threads": 2}, sheet)
 
 
 def text_of(shown: object) -> str:
@@ -35,12 +41,20 @@ def test_a_stored_run_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_stored_setting_names_a_file_and_not_the_machine_it_lies_on() -> None:
-    assert results.setting(Path("/home/ada/models/llama")) == results.setting("/srv/llama") == "llama"
-    assert (results.setting("decode 8,prefill"), results.setting(3), results.setting(None)) == (
-        "decode 8,prefill",
-        "3",
-        "None",
-    )
+    typed = {
+        "folder": Path("/home/ada/models/llama"),
+        "text": "/srv/llama",
+        "cases": ("a", "b"),
+        "most": 3,
+        "none": None,
+    }
+    stored = results.new_run("trial", typed, Sheet()).settings
+    assert stored == {"folder": "llama", "text": "llama", "cases": "a,b", "most": "3", "none": "None"}
+
+
+def test_a_stored_run_does_not_tell_the_api_key() -> None:
+    stored = settings(Serve(key="very-secret", url="http://127.0.0.1:1"))
+    assert "very-secret" not in repr(stored) and stored["url"] == "http://127.0.0.1:1"
 
 
 def test_a_damaged_run_is_an_error_that_names_the_file(tmp_path: Path) -> None:
