@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-import urllib.request
+import time
 from collections import deque
 from typing import Any, Self
 
@@ -74,16 +74,22 @@ class Runtime(RuntimeEndpoint):
         command = [sys.executable, "-m", "radixlm", "serve", *named, "--port=0", f"--log-level={log_level}", *words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._errors: deque[str] = deque(maxlen=20)
-        threading.Thread(target=self._collect, daemon=True).start()
-        self.url = self._listening(launch_timeout)
-        super().__init__(self.url)
+        self._collector = threading.Thread(target=self._collect, daemon=True)
+        self._collector.start()
+        watch = threading.Timer(launch_timeout, self._process.kill)
+        watch.start()
+        try:
+            self.url = self._listening()
+            super().__init__(self.url)
+            while self.submit(self.address.status("GET", "/ready")).result() != 200:  # it listens before it can answer
+                time.sleep(0.02)
+        finally:
+            watch.cancel()
 
     def generate(self, prompt: str | list[str], sampling_params: Json | None = None, **fields: Any) -> str:
         """The server's answer, as JSON text."""
-        body = json.dumps({"text": prompt, "sampling_params": sampling_params or {}, **fields}).encode()
-        request = urllib.request.Request(f"{self.url}/generate", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
-            return answer.read().decode()
+        body = {"text": prompt, "sampling_params": sampling_params or {}, **fields}
+        return json.dumps(self.submit(self.address.post("/generate", body)).result())
 
     async def async_generate(self, prompt: str, sampling_params: Json | None = None) -> str:
         """`generate` for event loops."""
@@ -108,15 +114,13 @@ class Runtime(RuntimeEndpoint):
         assert self._process.stderr is not None, "its errors come through a pipe"
         self._errors.extend(self._process.stderr)
 
-    def _listening(self, timeout_s: float) -> str:
-        watch = threading.Timer(timeout_s, self._process.kill)
-        watch.start()
+    def _listening(self) -> str:
         assert self._process.stdout is not None, "its panel comes through a pipe"
         url = next((line.split()[1] for line in self._process.stdout if line.startswith("listening: ")), "")
-        watch.cancel()
         if not url:
-            self._process.kill()
-            raise StartError(f"the server did not start within {timeout_s:g} s: {''.join(self._errors)[-500:]}")
+            self.shutdown()
+            self._collector.join()
+            raise StartError(f"the server did not start: {''.join(self._errors)[-500:]}")
         threading.Thread(target=self._process.stdout.read, daemon=True).start()  # a full pipe would stop it
         return url
 
