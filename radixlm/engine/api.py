@@ -10,7 +10,7 @@ from radixlm.types import Request
 
 
 class Engine(Protocol):
-    """Token ids in, token ids out. Implementations: LocalEngine, RemoteEngine, FakeEngine (later Router)."""
+    """Token ids in, token ids out. Implementations: LocalEngine, RemoteEngine, and a fake one in the tests (later Router)."""
 
     @property
     def info(self) -> EngineInfo: ...

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from radixlm.engine.fake import FAKE_INFO, FakeEngine, echo
 from radixlm.serve import run
+from tests.fake_engine import FAKE_INFO, FakeEngine, echo
 from tests.http.harness import Server
 
 KEY = "a-key-for-the-fuzzer"

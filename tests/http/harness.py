@@ -12,12 +12,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from radixlm.config import Config
-from radixlm.engine.fake import FAKE_INFO, FakeEngine, echo
 from radixlm.engine.frontend import Frontend
 from radixlm.messages import EngineInfo
 from radixlm.serve.app import create_app
 from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
+from tests.fake_engine import FAKE_INFO, FakeEngine, echo
 
 T = TypeVar("T")
 

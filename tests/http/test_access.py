@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from radixlm.config import Config
-from radixlm.engine.fake import endless
 from radixlm.errors import ConfigError
 from radixlm.serve.keys import check_exposure, hash_of, load_keys
 from radixlm.serve.routes import Row
+from tests.fake_engine import endless
 from tests.http.harness import Server, with_server
 
 KEYS = {

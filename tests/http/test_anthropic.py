@@ -9,8 +9,8 @@ import json
 import httpx
 import pytest
 
-from radixlm.engine.fake import endless
 from radixlm.text.template import ChatTemplate
+from tests.fake_engine import endless
 from tests.http.harness import TOKENIZER, Server, with_server
 
 ASK = {"model": "fake", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}

@@ -8,7 +8,7 @@ import base64
 import numpy as np
 import pytest
 
-from radixlm.engine.fake import fake_vector
+from tests.fake_engine import fake_vector
 from tests.http.harness import TOKENIZER, Server, with_server
 
 PATH = "/v1/embeddings"

@@ -9,8 +9,8 @@ import time
 import msgspec
 import pytest
 
-from radixlm.engine.fake import FAKE_INFO, endless
 from radixlm.errors import EngineDied
+from tests.fake_engine import FAKE_INFO, endless
 from tests.http.harness import Server, parse_events, with_server
 
 BIG = 10**30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from radixlm.engine.fake import endless
+from tests.fake_engine import endless
 from tests.http.harness import EOS, TOKENIZER, Server, with_server
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from radixlm.engine.fake import endless
+from tests.fake_engine import endless
 from tests.http.harness import TOKENIZER, Server, with_server
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 
-from radixlm.engine.fake import FakeEngine
 from radixlm.serve import run
+from tests.fake_engine import FakeEngine
 from tests.http.harness import Server
 
 H = b"Host: localhost\r\n"

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from radixlm.engine.fake import endless
 from radixlm.errors import NotFound
 from radixlm.serve.response_store import ResponseStore, Stored
 from radixlm.serve.response_turn import Turn
+from tests.fake_engine import endless
 from tests.http.harness import TOKENIZER, Server, with_server
 from tests.http.test_tools import CALL, CITY, TWO, says
 

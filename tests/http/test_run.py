@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from radixlm.config import Config
-from radixlm.engine.fake import FAKE_INFO, FakeEngine, endless
 from radixlm.errors import ConfigError, StartError
 from radixlm.serve import run
 from radixlm.serve.listen import bind, check_tls
 from radixlm.serve.sse import EventStream
+from tests.fake_engine import FAKE_INFO, FakeEngine, endless
 from tests.http.harness import Server, parse_events
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from radixlm.engine.fake import endless
 from radixlm.serve import sse
+from tests.fake_engine import endless
 from tests.http.harness import Server, with_server
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from radixlm.engine.fake import FakeEngine, endless
+from tests.fake_engine import FakeEngine, endless
 from tests.page.serving import Serving, cached_engine
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; make test-page installs it")

@@ -17,9 +17,9 @@ from radixlm.commands.batch import _Batch
 from radixlm.commands.batch_file import Output, read_lines
 from radixlm.commands.doors import Reply, _Local, open_door
 from radixlm.config import Config
-from radixlm.engine.fake import FakeEngine
 from radixlm.errors import InvalidRequest, NotReady, StartError
 from radixlm.serve import run
+from tests.fake_engine import FakeEngine
 from tests.http.harness import Server, with_server
 
 

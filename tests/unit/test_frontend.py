@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixlm.engine.fake import FakeEngine, endless
 from radixlm.engine.output import Output
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import EngineDied, InvalidRequest, NotReady, RequestTimeout
 from radixlm.messages import Ended, Outputs
 from radixlm.types import Finish, SamplingParams, to_bytes
+from tests.fake_engine import FakeEngine, endless
 from tests.http.harness import EOS, TOKENIZER, Server, with_server
 
 TEXTS = st.text(alphabet="ab<é🙂 \n", max_size=30)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixlm.engine.fake import FAKE_INFO
 from radixlm.engine.validate import GenerateRequest, Limits, check, check_batch, resolve, show
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.types import SamplingParams
+from tests.fake_engine import FAKE_INFO
 
 LIMITS = Limits.of(FAKE_INFO, 600.0)
 

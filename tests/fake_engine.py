@@ -1,4 +1,4 @@
-"""`FakeEngine`: an engine without scheduler or model, for tests and load tests of everything above the engine.
+"""`FakeEngine`: an engine without scheduler or model, for tests of everything above the engine.
 
 Tokens are a pure function of prompt and sampling (`Continuation`). One ticking task feeds all streams, so thousands of
 them cost one timer. While nothing is open nothing ticks.
