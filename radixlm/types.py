@@ -5,6 +5,8 @@ Values are frozen. Token ids cross borders as int32 little-endian bytes, so a pr
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -72,7 +74,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids", "stop_regex", "choice"):
-            msgspec.structs.force_setattr(self, name, _as_tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if type(value) is not tuple:
+                msgspec.structs.force_setattr(self, name, _as_tuple(value))
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -106,9 +110,11 @@ class Finish(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str = ""
 
 
-def to_bytes(tokens: IntArray | list[int] | tuple[int, ...]) -> bytes:
-    """Token ids as int32 little-endian bytes."""
-    return np.asarray(tokens, dtype="<i4").tobytes()
+def to_bytes(tokens: IntArray | Sequence[int]) -> bytes:  # hot
+    """Token ids as int32 little-endian bytes. Raises struct.error for a sequence with anything but 32-bit integers."""
+    if isinstance(tokens, np.ndarray):
+        return tokens.astype("<i4", copy=False).tobytes()
+    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
 def from_bytes(tokens: bytes) -> IntArray:

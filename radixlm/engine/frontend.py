@@ -232,10 +232,11 @@ class Frontend:
 
     async def _tokenise(self, request: GenerateRequest, limits: Limits) -> bytes:
         prompt = request.prompt
+        if isinstance(prompt, bytes):
+            return prompt
         if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARS:
             return to_bytes(self.tokenizer.encode(prompt, add_special=True))
-        if not isinstance(prompt, str | Chat):
-            return to_bytes(tuple(prompt))
+        assert isinstance(prompt, str | Chat), "the check refused what are no ids"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._tokenise_slowly, request, prompt, limits)
 
@@ -303,7 +304,9 @@ class Frontend:
         sampling, asked = item.sampling, item.request
         seed = None if sampling.seed is None else (sampling.seed + number) & _SEED_MASK
         scored = (sampling.max_tokens or sampling.prompt_logprobs is not None) and not asked.pooling
-        part = Part(item.prompt, msgspec.structs.replace(sampling, n=1, seed=seed) if scored else None)
+        if (sampling.n, sampling.seed) != (1, seed):
+            sampling = msgspec.structs.replace(sampling, n=1, seed=seed)
+        part = Part(item.prompt, sampling if scored else None)
         timeout_s = self._timeout_s if asked.timeout_s is None else asked.timeout_s
         return Request(
             key=key,

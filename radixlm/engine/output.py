@@ -148,9 +148,9 @@ class Output:
 
     def take(self, frame: Outputs) -> Delta:  # hot
         """What a frame of this request adds."""
-        delta = Delta(index=self._index)
-        if frame.tokens and self._finish is None:
-            self._take_tokens(frame.tokens, delta)
+        taken: list[int] = []
+        text = self._take_tokens(frame.tokens, taken) if frame.tokens and self._finish is None else ""
+        delta = Delta(index=self._index, text=text, tokens=taken)
         for detail in frame.details:
             if isinstance(detail, Logprobs):
                 self._take_logprobs(detail, delta)
@@ -160,14 +160,16 @@ class Output:
             self._end(ended, delta)
         return delta
 
-    def _take_tokens(self, tokens: bytes, delta: Delta) -> None:  # hot
-        delta.tokens = []
+    def _take_tokens(self, tokens: bytes, taken: list[int]) -> str:  # hot
+        """The text of the tokens up to a stop, which are added to `taken`."""
+        text = ""
         for token in memoryview(tokens).cast("i"):
-            delta.tokens.append(token)
+            taken.append(token)
             self._num_tokens += 1
-            delta.text += self._text_of(token)
+            text += self._text_of(token)
             if self._finish is not None:
-                return
+                break
+        return text
 
     def force(self, forced: Forced, delta: Delta) -> None:
         """Forced tokens: those they replace leave this delta, or are counted if they went out before."""

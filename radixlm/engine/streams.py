@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from array import array
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull
 from radixlm.messages import Detail, Ended, Outputs, Pooled
-from radixlm.types import Request
+from radixlm.types import TOKEN_BYTES, Request
 
 Frames = AsyncGenerator[Outputs, None]
 _encode_key = struct.Struct("=q").pack
@@ -22,21 +21,10 @@ _RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
 """Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
 
 
-class _Frame:
-    """Outputs of one stream under construction. Tokens may join until there are details, which refer to what came before."""
-
-    __slots__ = ("details", "ended", "tokens")
-
-    def __init__(self) -> None:
-        self.tokens = array("i")
-        self.details: list[Detail] = []
-        self.ended: Ended | None = None
-
-
 class Stream:
     """What one open request has received and not yet read. `started` once anything arrived for it."""
 
-    __slots__ = ("_error", "_frames", "_key", "_loop", "_waiter", "replays", "request", "started")
+    __slots__ = ("_details", "_ended", "_error", "_full", "_key", "_loop", "_tokens", "_waiter", "replays", "request", "started")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -44,14 +32,19 @@ class Stream:
         self.replays = 0
         self._key = _encode_key(request.key)
         self._loop = asyncio.get_running_loop()
-        self._frames: list[_Frame] = []  # oldest first
+        self._full: list[Outputs] = []  # frames that nothing may join any more, oldest first
+        self._tokens = b""  # of the frame under construction, as are the next two
+        self._details: tuple[Detail, ...] = ()
+        self._ended: tuple[Ended, ...] = ()
         self._waiter: asyncio.Future[None] | None = None
         self._error: Error | None = None
 
     def read(self) -> Outputs | None:  # hot
         """The next frame, if one waits. Raises the error that ended the stream once all frames are read."""
-        if self._frames:
-            return self._pack(self._frames.pop(0))
+        if self._full:
+            return self._full.pop(0)
+        if self._tokens or self._details or self._ended:
+            return self._take()
         if self._error is not None:
             raise self._error
         return None
@@ -66,35 +59,35 @@ class Stream:
         self._error = error
         self._wake()
 
-    def add_token(self, token: int) -> None:  # hot
-        """One more token of the request."""
-        frame = self._frames[-1] if self._frames and not self._frames[-1].details else self._grow()
-        frame.tokens.append(token)
+    def add_token(self, token: bytes) -> None:  # hot
+        """One more token of the request, int32 bytes."""
+        if self._details:  # they refer to the tokens before them
+            self._full.append(self._take())
+        self._tokens += token
         self._wake()
 
     def add_detail(self, detail: Detail) -> None:
         """A detail that refers to the tokens up to here."""
-        (self._frames[-1] if self._frames else self._grow()).details.append(detail)
+        self._details = (*self._details, detail)
         self._wake()
 
     def add_end(self, ended: Ended) -> None:
         """The terminal event."""
-        (self._frames[-1] if self._frames else self._grow()).ended = ended
+        self._ended = (ended,)
         self._wake()
 
-    def _grow(self) -> _Frame:
-        frame = _Frame()
-        self._frames.append(frame)
+    def _wake(self) -> None:  # hot
         self.started = True
-        return frame
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():  # its reader may have been cancelled
+                waiter.set_result(None)
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _pack(self, frame: _Frame) -> Outputs:
-        ended = () if frame.ended is None else (frame.ended,)
-        return Outputs(self._key * len(frame.tokens), frame.tokens.tobytes(), tuple(frame.details), ended)
+    def _take(self) -> Outputs:  # hot
+        tokens, details, ended = self._tokens, self._details, self._ended
+        self._tokens, self._details, self._ended = b"", (), ()
+        return Outputs(self._key * (len(tokens) // TOKEN_BYTES), tokens, details, ended)
 
 
 class Streams:
@@ -147,10 +140,11 @@ class Streams:
 
     def deliver(self, outputs: Outputs) -> None:  # hot
         """Hands each stream its share of a step. Keys without a stream were aborted by their reader."""
-        open_, tokens = self._open, memoryview(outputs.tokens).cast("i")
-        for key, token in zip(memoryview(outputs.keys).cast("q"), tokens):
+        open_, tokens, start = self._open, outputs.tokens, 0
+        for key in memoryview(outputs.keys).cast("q"):
             if key in open_:
-                open_[key].add_token(token)
+                open_[key].add_token(tokens[start : start + TOKEN_BYTES])
+            start += TOKEN_BYTES
         for detail in outputs.details:
             if detail.key in open_:
                 open_[detail.key].add_detail(detail)

@@ -6,19 +6,22 @@ first (`check`), so that a wrong request costs no tokenisation; `resolve` then f
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from radixlm.engine.constrain import check_constraint, is_unicode
 from radixlm.errors import InvalidRequest, PromptTooLong
 from radixlm.messages import EngineInfo
 from radixlm.text.regex import compile_regexes
 from radixlm.text.template import ChatOptions
-from radixlm.types import Pooling, SamplingParams
+from radixlm.types import Pooling, SamplingParams, from_bytes, to_bytes
 
 MAX_BATCH = 256
 MAX_STOPS = 32
@@ -48,6 +51,7 @@ class Stretch(msgspec.Struct, frozen=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What any surface asks for, in text. `names` maps our field names to the client's, for error messages.
 
+    Token ids become int32 bytes at once; what cannot stays as it is, for the check to name it.
     `then` makes it a script: the engine goes on with these parts, each where the one before it ended.
 
     `max_tokens_is_default` allows fewer tokens than `sampling.max_tokens` where the context leaves less room. `label` is
@@ -55,7 +59,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     vector is wanted, see `Frontend.embed`.
     """
 
-    prompt: str | Sequence[int] | Chat
+    prompt: str | bytes | Sequence[int] | Chat
     sampling: SamplingParams = SamplingParams()
     pooling: Pooling | None = None
     max_tokens_is_default: bool = False
@@ -65,6 +69,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     label: str = ""
     names: Mapping[str, str] = {}
     then: tuple[Stretch, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, list | tuple) and bool not in map(type, self.prompt):
+            with contextlib.suppress(struct.error):
+                msgspec.structs.force_setattr(self, "prompt", to_bytes(self.prompt))
 
     def name(self, field: str) -> str:
         """The field as the client calls it."""
@@ -218,15 +227,20 @@ def check_batch(num_items: int, num_choices: int, limits: Limits) -> None:
 
 def _check_numbers(request: GenerateRequest) -> None:
     values = request.sampling
-    for field, bounds in _FLOATS.items():
-        _check_number(request, field, getattr(values, field), bounds, (int, float))
-    for field, bounds in _INTEGERS.items():
+    for field in _changed(values):
         value = getattr(values, field)
-        if value is not None or field not in _OPTIONAL:
-            _check_number(request, field, value, bounds, (int,))
+        if field in _FLOATS:
+            _check_number(request, field, value, _FLOATS[field], (int, float))
+        elif field in _INTEGERS and (value is not None or field not in _OPTIONAL):
+            _check_number(request, field, value, _INTEGERS[field], (int,))
     if values.top_k == 0:
         raise _wrong(request, "top_k", "0", "it must be -1 (all tokens) or at least 1")
     _check_number(request, "priority", request.priority, _Bounds(-(2**31), 2**31 - 1, "0 is ordinary"), (int,))
+
+
+def _changed(values: SamplingParams) -> Iterable[str]:
+    """The fields that are not their defaults, which are right."""
+    return msgspec.to_builtins(values, enc_hook=lambda value: None)
 
 
 def _check_number(request: GenerateRequest, field: str, value: Any, bounds: _Bounds, kinds: tuple[type, ...]) -> None:
@@ -303,11 +317,13 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
                 request, "prompt", show(prompt), "it must be text that UTF-8 can carry (it has a lone surrogate)"
             )
         return
-    if len(prompt) > min(limits.context, limits.pool_tokens):
-        raise _too_long(request, f"{len(prompt)} tokens", limits)
+    ids = from_bytes(prompt) if isinstance(prompt, bytes) else None
+    num_tokens = len(prompt) if ids is None else len(ids)
+    if num_tokens > min(limits.context, limits.pool_tokens):
+        raise _too_long(request, f"{num_tokens} tokens", limits)
     # A prompt may be thousands of ids: one at a time they are looked at only to name the wrong one.
-    if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) >= limits.vocab_size:
-        for token in prompt:
+    if ids is None or ids.view(np.uint32).max() >= limits.vocab_size:
+        for token in prompt if ids is None else ids.tolist():
             _check_token(request, "prompt", token, limits)
 
 

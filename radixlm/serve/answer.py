@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Protocol
@@ -63,9 +63,10 @@ class Answer:
         self._with_usage = bool(options and options.include_usage)
         self._with_token_ids = bool(body.return_token_ids)
         self._with_running_usage = bool(options and options.continuous_usage_stats)
-        self._head: Json = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head: Json = {"id": f"{prefix}-{os.urandom(16).hex()}", "created": int(time.time()), "model": model}
         begin = msgspec.json.encode({**self._head, "object": self._chunk_kind})
         self._begin = b'data: %b,"choices":' % begin[:-1]  # of every event, encoded once
+        self._end = b',"usage":null}\n\n' if self._with_usage else b"}\n\n"
 
     async def whole(self) -> bytes:
         """The JSON of the whole answer."""
@@ -80,32 +81,36 @@ class Answer:
         """The events of a stream."""
         choices = [item for item in self._prepared for _ in range(item.sampling.n)]
         results = [Completion(index, item.num_prompt) for index, item in enumerate(choices)]
-        shape, opened = self._shape, [False] * len(results)
+        shape, opened, num_open = self._shape, [False] * len(results), len(results)
         async with aclosing(self._frontend.stream(self._prepared)) as deltas:
             async for delta in deltas:
                 completion = results[delta.index]
                 completion.add(delta)
                 if not (delta.text or delta.finish or delta.tokens):
                     continue  # log probabilities of the prompt come before anything is said
+                pieces, said = shape.pieces(completion, delta), b""
+                if self._with_token_ids:
+                    for number, piece in enumerate(pieces):
+                        piece["token_ids"] = [] if number else delta.tokens
                 if not opened[delta.index]:
                     opened[delta.index] = True
-                    if (opening := shape.opening(completion)) is not None:
-                        yield self._chunk([opening], results)
-                for number, piece in enumerate(shape.pieces(completion, delta)):
-                    if self._with_token_ids:
-                        piece["token_ids"] = [] if number else delta.tokens
-                    yield self._chunk([piece], results)
-        if self._with_usage:
-            yield self._chunk([], results)
-        yield DONE
+                    opening = shape.opening(completion)
+                    pieces = pieces if opening is None else [opening, *pieces]
+                for piece in pieces:
+                    said += self._chunk([piece], results)
+                if delta.finish:
+                    num_open -= 1
+                    said += b"" if num_open else self._ending(results)
+                if said:
+                    yield said  # what is known together leaves together
+
+    def _ending(self, results: list[Completion]) -> bytes:
+        return self._chunk([], results) + DONE if self._with_usage else DONE
 
     def _chunk(self, choices: list[Json], results: list[Completion]) -> bytes:  # hot
-        encoded = _encode(choices)
-        if self._with_running_usage or (self._with_usage and not choices):
-            usage = b',"usage":' + msgspec.json.encode(self._usage(results))
-        else:
-            usage = b',"usage":null' if self._with_usage else b""
-        return b"%b%b%b}\n\n" % (self._begin, encoded, usage)
+        if choices and not self._with_running_usage:
+            return self._begin + _encode(choices) + self._end
+        return self._begin + _encode(choices) + b',"usage":' + _encode(self._usage(results)) + b"}\n\n"
 
     def _usage(self, results: list[Completion]) -> Json:
         """Each prompt counts once, whatever n is."""

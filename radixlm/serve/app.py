@@ -10,7 +10,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
@@ -69,14 +71,36 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     hosts = Hosts(config)
     guard = Guard(config, hosts)
-    app = Starlette(
-        routes=[*_guarded(rows, guard)],
-        middleware=[*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)],
-        exception_handlers={Error: on_error, HTTPException: on_http_error},
-    )
+    around = [*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)]
+    app = _App(routes=[*_guarded(rows, guard)], middleware=around)
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     app.state.health, app.state.rows = health, rows
     return app
+
+
+class _App(Starlette):
+    """Finds the endpoint of a plain path without asking route after route, and needs no layers of its own for errors."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The given layers around `_answer`."""
+        self._plain = {route.path: route for route in self.routes if isinstance(route, Route) and not route.param_convertors}
+        app: ASGIApp = self._answer
+        for layer in reversed(self.user_middleware):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:  # hot
+        route, request = self._plain.get(scope["path"]), Request(scope, receive, send)
+        try:
+            if route is None or scope["method"] not in (route.methods or ()):
+                return await self.router(scope, receive, send)
+            scope["route"] = route
+            response = await route.endpoint(request)
+            await response(scope, receive, send)
+        except Error as error:
+            await on_error(request, error)(scope, receive, send)
+        except HTTPException as error:
+            await on_http_error(request, error)(scope, receive, send)
 
 
 def _cors(config: Config) -> list[Middleware]:

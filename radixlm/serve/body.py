@@ -89,9 +89,10 @@ def refuse_unknown(names: Sequence[str], kind: type[msgspec.Struct]) -> None:
 
 
 def _check_content_type(request: Request) -> None:
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    given = dict(request.scope["headers"])
+    if given.get(b"content-encoding", b"identity").lower() != b"identity":
         raise InvalidRequest("Content-Encoding must be identity; send the body uncompressed", param="Content-Encoding")
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = given.get(b"content-type", b"application/json").decode("latin-1").partition(";")[0].strip().lower()
     if kind == _CURLS_OWN and request.url.path.startswith("/api/"):
         return  # as Ollama's own examples send it; pages of other sites are known by their Origin
     if kind != "application/json" and not kind.endswith("+json"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -59,22 +60,30 @@ def _only(found: list[Found]) -> tuple[Json, dict[str, str]]:
 
 
 def _found(body: msgspec.Struct) -> Iterator[Found]:
-    for name, field in _FIELDS.items():
-        value = _sent(body, name)
-        if value not in (None, "", []):
-            yield field, value, name
-    structured = _sent(body, "structured_outputs")
-    if structured is not None and not isinstance(structured, dict):
-        raise InvalidRequest("structured_outputs must be an object", param="structured_outputs")
-    for name, value in cast(Json, structured or {}).items():
-        if name in _STRUCTURED and value not in (None, "", [], False):
+    for name in _names_of(type(body)):
+        value = getattr(body, name)
+        if value is None:
+            continue
+        if name in _FIELDS:
+            yield _FIELDS[name], value, name
+        elif name == "response_format":
+            yield from _of_format(value)
+        elif isinstance(value, dict):
+            yield from _of_structured(cast(Json, value))
+        else:
+            raise InvalidRequest(f"{name} is {show(value)}; it must be an object", param=name)
+
+
+@cache
+def _names_of(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields of a body that hold constraints; not every surface has all of them."""
+    return tuple(name for name in (*_FIELDS, "structured_outputs", "response_format") if name in kind.__struct_fields__)
+
+
+def _of_structured(structured: Json) -> Iterator[Found]:
+    for name, value in structured.items():
+        if name in _STRUCTURED and value is not None and value is not False:
             yield _STRUCTURED[name], value, f"structured_outputs.{name}"
-    yield from _of_format(_sent(body, "response_format") or {})
-
-
-def _sent(body: msgspec.Struct, name: str) -> Any:
-    """A field that not every surface has."""
-    return getattr(body, name) if name in body.__struct_fields__ else None
 
 
 def _of_format(response_format: Json) -> Iterator[Found]:
@@ -110,8 +119,9 @@ def lenient(schema: Json) -> Json:
 def _value(field: str, value: object, name: str) -> Any:
     """As SamplingParams wants it: JSON as text, choices as a list."""
     if field == "choice":
-        if not isinstance(value, list):
-            raise InvalidRequest(f"{name} must be a list of texts", param=name)
+        if not isinstance(value, list) or not value:
+            text = f"{name} is {show(value)}; it must be a list of texts, at least one, or be left out"
+            raise InvalidRequest(text, param=name)
         return tuple(cast("list[Any]", value))
     if field in ("json_schema", "structural_tag") and isinstance(value, dict | bool):
         return json.dumps(value, ensure_ascii=False)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from radixlm.errors import InvalidRequest
-from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.schema import Sampling
+from radixlm.types import to_bytes
 
 _SHARED = tuple(Sampling.__struct_fields__)
 
 
 def shared_fields(body: Sampling) -> dict[str, Any]:
-    """The sampling fields that were sent, a constraint among them, as arguments of `SamplingParams`."""
-    fields = {field: value for field in _SHARED if (value := getattr(body, field)) is not None}
-    return fields | constraint_fields(body)[0]
+    """The sampling fields that were sent, but for a constraint, as arguments of `SamplingParams`."""
+    return {field: value for field in _SHARED if (value := getattr(body, field)) is not None}
 
 
 def present(**fields: Any) -> dict[str, Any]:
@@ -38,13 +39,15 @@ def is_tokens(prompt: list[Any]) -> bool:
     return set(map(type, prompt)) <= {int, bool}
 
 
-def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | list[int]], bool]:
-    """(prompts, whether a list of them was sent). A list holds texts, or lists of ids, or is one prompt of ids."""
+def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | bytes | list[int]], bool]:
+    """(prompts, whether a list of them was sent). A list holds texts, or lists of ids, or is one prompt of ids (int32 bytes)."""
     if isinstance(prompt, str):
         return [prompt], False
     if not prompt:
         raise InvalidRequest(f"{param} is an empty list; it must hold at least one token or prompt", param=param)
-    if is_tokens(prompt):
+    with contextlib.suppress(struct.error):
+        return [to_bytes(prompt)], False
+    if is_tokens(prompt):  # some of which have more than 32 bits
         return [prompt], False
     for i, item in enumerate(prompt):
         if isinstance(item, int):

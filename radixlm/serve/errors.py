@@ -64,9 +64,8 @@ def error_headers(error: Error) -> dict[str, str]:
     return {"retry-after": str(max(1, math.ceil(wait)))}
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for errors raised on purpose."""
-    assert isinstance(error, Error), "registered for Error alone"
+def on_error(request: Request, error: Error) -> Response:
+    """The answer to an error raised on purpose."""
     row = request.scope.get("row")
     probe = row is not None and row.scope == "public"  # asks every second, and the supervisor logs the cause
     if error.status >= 500 and not isinstance(error, QueueFull):  # under load, what is refused is most of what comes
@@ -75,9 +74,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     return error_response(error, row.errors.encode if row else encode_error)
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for unknown paths and methods; the nearest route says in which words."""
-    assert isinstance(error, HTTPException), "registered for HTTPException alone"
+def on_http_error(request: Request, error: HTTPException) -> Response:
+    """The answer where path or method are unknown; the nearest route says in which words."""
     known = {404: ("no such route", "not_found"), 405: ("method not allowed on this route", "method_not_allowed")}
     text, code = known.get(error.status_code, (error.detail, "http_error"))
     path = request.scope["path"]

@@ -15,6 +15,7 @@ from radixlm.errors import Forbidden, InvalidRequest
 from radixlm.serve.keys import load_keys
 
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?P<port>:[0-9]{1,5})?")
+_BROWSERS_OWN = (b"origin", b"sec-fetch-site")
 _OTHER_SITES = (b"cross-site", b"same-site")
 
 
@@ -50,7 +51,7 @@ class Hosts:
 
     def check_origin(self, scope: Scope) -> None:
         """Raises Forbidden for what a page of another site sends: it need not know a key where there is none."""
-        if self._trusts_browsers:
+        if self._trusts_browsers or not any(name in _BROWSERS_OWN for name, _ in scope["headers"]):
             return
         origins = _values(scope, b"origin")
         ours = {b"http://" + host for host in _values(scope, b"host")}

@@ -26,6 +26,7 @@ from radixlm.engine.validate import GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import choices_agree, present, refuse_unsupported, shared_fields, split_prompts
 from radixlm.serve.schema import Generate, NativeSampling
 from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
@@ -287,7 +288,7 @@ def _item(body: Generate, sampling: list[NativeSampling], prompt: str | list[int
 def _fields_of(body: Generate, sampling: NativeSampling) -> dict[str, Any]:
     """Arguments of SamplingParams; what `sampling_params` says goes before the top level."""
     fields = shared_fields(body) | present(max_tokens=body.max_tokens, min_tokens=body.min_tokens, seed=body.seed)
-    fields |= shared_fields(sampling)
+    fields |= constraint_fields(body)[0] | shared_fields(sampling) | constraint_fields(sampling)[0]
     fields |= present(
         min_tokens=sampling.min_new_tokens, seed=sampling.sampling_seed, include_stop=sampling.no_stop_trim
     )

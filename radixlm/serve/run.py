@@ -29,6 +29,7 @@ from radixlm.serve.border import MAX_HEADER_BYTES, WRITE_NOW
 from radixlm.serve.health import Health
 from radixlm.serve.keys import check_exposure
 from radixlm.serve.listen import bind, url_of
+from radixlm.serve.outgoing import Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class _Protocol(HttpToolsProtocol):
     _num_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._outgoing = Outgoing(transport, self.loop)
+        super().connection_made(self._outgoing)
         self._timer = self.loop.call_later(HEADER_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
@@ -130,7 +132,7 @@ class _Protocol(HttpToolsProtocol):
         if self.flow.write_paused:
             return False
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._outgoing.write_now(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     def _give_up(self) -> None:

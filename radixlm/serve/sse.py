@@ -54,30 +54,40 @@ SSE = Wire("text/event-stream; charset=utf-8", lambda error: event(encode_error(
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The result of `work`, which is cancelled when the client leaves. Raises Aborted then. The body must have been read."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    watch = _Watch(asyncio.current_task())
+    watcher = asyncio.ensure_future(watch.run(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Aborted("the client closed the connection")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not watch.found_gone:
+            raise
+        raise Aborted("the client closed the connection") from None
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watch.task = None
+        watcher.cancel()
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels a task when its client leaves, unless `task` is None by then."""
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self.task = task
+        self.found_gone = False
+
+    async def run(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if self.task is not None:
+            self.found_gone = True
+            self.task.cancel()
 
 
 class EventStream(Response):
     """Sends events as they come. Closing, for whatever reason, closes the generator, which aborts its requests."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], wire: Wire = SSE) -> None:
-        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
-        self.headers["content-type"] = wire.content_type
-        del self.headers["content-length"]
+        named = {"content-type": wire.content_type, "cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+        self.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in named.items()]
         self._events = events
         self._wire = wire
 

@@ -83,7 +83,8 @@ def make_request(
     max_tokens_is_default: bool = False,
 ) -> GenerateRequest:
     """One prompt of a body as a request; `fields` are those of SamplingParams that the route found itself."""
-    sampling: dict[str, Any] = {**shared_fields(body), **dict(fields)}
+    constraint, constraint_names = constraint_fields(body)
+    sampling: dict[str, Any] = {**shared_fields(body), **constraint, **dict(fields)}
     sampling |= present(min_tokens=body.min_tokens, seed=body.seed, include_stop=body.no_stop_trim)
     return GenerateRequest(
         prompt=prompt,
@@ -93,5 +94,5 @@ def make_request(
         priority=body.priority or 0,
         timeout_s=body.timeout,
         label=body.rid or "",
-        names={**names, **constraint_fields(body)[1]},
+        names={**names, **constraint_names},
     )
