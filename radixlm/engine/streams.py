@@ -24,7 +24,19 @@ _RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
 class Stream:
     """What one open request has received and not yet read. `started` once anything arrived for it."""
 
-    __slots__ = ("_details", "_ended", "_error", "_full", "_key", "_loop", "_tokens", "_waiter", "replays", "request", "started")
+    __slots__ = (
+        "_details",
+        "_ended",
+        "_error",
+        "_full",
+        "_key",
+        "_loop",
+        "_tokens",
+        "_waiter",
+        "replays",
+        "request",
+        "started",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request

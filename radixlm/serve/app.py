@@ -83,7 +83,9 @@ class _App(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         """The given layers around `_answer`."""
-        self._plain = {route.path: route for route in self.routes if isinstance(route, Route) and not route.param_convertors}
+        self._plain = {
+            route.path: route for route in self.routes if isinstance(route, Route) and not route.param_convertors
+        }
         app: ASGIApp = self._answer
         for layer in reversed(self.user_middleware):
             app = layer.cls(app, *layer.args, **layer.kwargs)

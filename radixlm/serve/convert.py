@@ -13,6 +13,9 @@ from radixlm.errors import InvalidRequest
 from radixlm.serve.schema import Sampling
 from radixlm.types import to_bytes
 
+Text = str | bytes | list[int]
+"""A prompt: text, or ids (int32 bytes, or a list of which some do not fit)."""
+
 _SHARED = tuple(Sampling.__struct_fields__)
 
 
@@ -39,7 +42,7 @@ def is_tokens(prompt: list[Any]) -> bool:
     return set(map(type, prompt)) <= {int, bool}
 
 
-def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[str | bytes | list[int]], bool]:
+def split_prompts(prompt: str | list[Any], param: str) -> tuple[list[Text], bool]:
     """(prompts, whether a list of them was sent). A list holds texts, or lists of ids, or is one prompt of ids (int32 bytes)."""
     if isinstance(prompt, str):
         return [prompt], False

@@ -27,7 +27,7 @@ from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.constraints import constraint_fields
-from radixlm.serve.convert import choices_agree, present, refuse_unsupported, shared_fields, split_prompts
+from radixlm.serve.convert import Text, choices_agree, present, refuse_unsupported, shared_fields, split_prompts
 from radixlm.serve.schema import Generate, NativeSampling
 from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
 from radixlm.types import Finish, SamplingParams
@@ -227,7 +227,7 @@ def _is_cumulative(body: Generate, *, default: bool) -> bool:
     return default if mode is None else mode == "cumulative"
 
 
-def _prompts_of(body: Generate) -> tuple[list[str | list[int]], bool]:
+def _prompts_of(body: Generate) -> tuple[list[Text], bool]:
     given = [name for name in ("text", "input_ids", "prompt") if getattr(body, name) is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} are both present" if given else "none is present"
@@ -256,7 +256,7 @@ def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:
     return sampling
 
 
-def _item(body: Generate, sampling: list[NativeSampling], prompt: str | list[int], i: int, count: int) -> _Item:
+def _item(body: Generate, sampling: list[NativeSampling], prompt: Text, i: int, count: int) -> _Item:
     scored = bool(_nth(body.return_logprob, i, count, "return_logprob"))
     num_top = _nth(body.top_logprobs_num, i, count, "top_logprobs_num") or 0
     start = _nth(body.logprob_start_len, i, count, "logprob_start_len")

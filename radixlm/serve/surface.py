@@ -16,7 +16,7 @@ from radixlm.serve import schema
 from radixlm.serve.answer import Answer
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.constraints import constraint_fields
-from radixlm.serve.convert import present, shared_fields
+from radixlm.serve.convert import Text, present, shared_fields
 from radixlm.serve.routes import EVENTS, Endpoint, Row
 from radixlm.serve.served import check_model, served_name
 from radixlm.serve.sse import EventStream, until_disconnect
@@ -76,7 +76,7 @@ def generating(path: str, endpoint: Endpoint, body: type[msgspec.Struct], answer
 
 def make_request(
     body: schema.OpenAI,
-    prompt: str | list[int] | Chat,
+    prompt: Text | Chat,
     fields: Iterable[tuple[str, Any]] | dict[str, Any],
     names: dict[str, str],
     *,

@@ -94,7 +94,8 @@ def test_the_format_of_a_response():
     ("fields", "name"),
     [({"response_format": {"type": "yaml"}}, "response_format"), ({"response_format": FORMAT, "regex": "a"}, "response_format"),
      ({"response_format": {"type": "json_schema"}}, "response_format"), ({"guided_json": "{"}, "guided_json"),
-     ({"structured_outputs": "x"}, "structured_outputs"), ({"guided_choice": []}, "guided_choice"), ({"regex": ""}, "regex"), ({"structured_outputs": {"choice": []}}, "structured_outputs.choice")],
+     ({"structured_outputs": "x"}, "structured_outputs"), ({"guided_choice": []}, "guided_choice"), ({"regex": ""}, "regex"),
+     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice")],
 )  # fmt: skip
 def test_a_format_that_makes_no_sense_is_refused_by_the_name_it_came_under(fields, name):
     async def test(server: Server):
