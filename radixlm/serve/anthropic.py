@@ -6,11 +6,11 @@ last message of the assistant is the beginning of its answer, which goes on from
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import replace
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
@@ -26,8 +26,6 @@ from radixlm.serve.surface import Surface
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
 from radixlm.types import Json, SamplingParams
-
-B = TypeVar("B", bound=CountTokens)
 
 _NAMES = {
     "prompt": "messages",
@@ -52,12 +50,13 @@ class Anthropic(Surface):
         path = "/v1/messages/count_tokens"
         return [
             message,
-            Row(path, self.count_tokens, "inference", post, CountTokens, None, CountedTokens, errors=ERRORS),
+            replace(self.post(path, self.count_tokens, CountTokens, CountedTokens), errors=ERRORS),
         ]
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
-        body, headers = await self._taken(request, Messages)
+        body, headers = await self.read(request, Messages)
+        self._check(body)
         tools = _tools_of(body)
         reader = ReplyReader(self.frontend, self._format, tools)
         asked = _request(body, tools, reader)
@@ -68,18 +67,15 @@ class Anthropic(Surface):
         whole = await until_disconnect(answer.whole(), request.receive)
         return Response(whole, 200, headers, media_type="application/json")
 
-    async def count_tokens(self, request: Request) -> Response:
+    async def count_tokens(self, body: CountTokens) -> CountedTokens:
         """POST /v1/messages/count_tokens: the tokens that /v1/messages would compute for the same messages."""
-        body, headers = await self._taken(request, CountTokens)
+        self._check(body)
         asked = GenerateRequest(prompt=_conversation(body, _tools_of(body)), names=_NAMES)
-        tokens = await until_disconnect(self.frontend.tokens_of(asked), request.receive)
-        return JSONResponse({"input_tokens": len(tokens)}, headers=headers)
+        return CountedTokens(input_tokens=len(await self.frontend.tokens_of(asked)))
 
-    async def _taken(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
-        body, headers = await self.read(request, kind)
+    def _check(self, body: CountTokens) -> None:
         self.check_model(body.model)
         refuse_unsupported(body, ("mcp_servers",))
-        return body, headers
 
 
 def _request(body: Messages, tools: Tools | None, reader: ReplyReader) -> GenerateRequest:

@@ -38,8 +38,8 @@ from radixlm.serve.ollama_models import OllamaModels
 from radixlm.serve.openapi import OpenApi
 from radixlm.serve.programs import Programs
 from radixlm.serve.responses import Responses
-from radixlm.serve.routes import EVENTS, Row, spelled
-from radixlm.serve.site import Site
+from radixlm.serve.routes import EVENTS, Row
+from radixlm.serve.site import page_rows
 from radixlm.serve.tokens import Tokens
 
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -62,9 +62,9 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *Anthropic(frontend, config).rows(),
         *Ollama(frontend, config).rows(),
         *OllamaModels(frontend, config).rows(),
-        *_health(health),
+        *health.rows(),
         *Cache(frontend, config).rows(),
-        *Site(frontend).rows(),
+        *page_rows(),
         *Programs(frontend, config).rows(),
     ]
     document = OpenApi(rows)
@@ -137,16 +137,3 @@ def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:
 def _native(native: Native) -> list[Row]:
     generated = replies.Generated | list[replies.Generated]
     return [Row("/generate", native.generate, "inference", ("POST", "PUT"), schema.Generate, None, generated, EVENTS)]
-
-
-def _health(health: Health) -> list[Row]:
-    return [
-        Row("/live", health.live, "public", answer=replies.Status),
-        Row("/ready", health.ready, "public", answer=replies.Status),
-        *spelled(Row("/health", health.health, "public", answer=replies.Status), "/health_generate"),
-        *spelled(Row("/model_info", health.model_info, "inference", answer=replies.ModelInfo), "/get_model_info"),
-        *spelled(Row("/server_info", health.server_info, "inference", answer=replies.ServerInfo), "/get_server_info"),
-        Row("/v1/loads", health.loads, "inference", query=schema.Loads, answer=replies.Loads),
-        Row("/get_load", health.load, "inference", answer=list[dict[str, Any]]),
-        Row("/metrics", health.metrics, "metrics", media="text/plain"),
-    ]

@@ -14,10 +14,9 @@ from radixlm.engine.prefixes import Report, Views, match, report
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.messages import Missed, Pin, Unpinned
-from radixlm.serve.body import decode, read_body
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import Message
-from radixlm.serve.sse import until_disconnect
+from radixlm.serve.surface import Surface, as_json
 from radixlm.text.template import ChatOptions
 
 _DEFAULT_TOP = 32
@@ -69,22 +68,20 @@ class MatchAnswer(msgspec.Struct, kw_only=True):
     path: list[MatchedNode]
 
 
-class Cache:
+class Cache(Surface):
     """The routes of the cache."""
 
     def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
+        super().__init__(frontend, config)
         self._views = Views(frontend.engine)
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        post = ("POST",)
         return [
             Row("/v1/cache", self.report, "inference", query=CacheQuery, answer=Report),
-            Row("/v1/cache/match", self.match, "inference", post, CachePrompt, None, MatchAnswer),
-            Row("/v1/cache/pin", self.pin, "inference", post, PinBody, None, Pin),
-            Row("/v1/cache/unpin", self.unpin, "inference", post, UnpinBody, None, Unpinned),
+            self.post("/v1/cache/match", self.match, CachePrompt, MatchAnswer),
+            self.post("/v1/cache/pin", self.pin, PinBody, Pin),
+            self.post("/v1/cache/unpin", self.unpin, UnpinBody, Unpinned),
         ]
 
     async def report(self, request: Request) -> Response:
@@ -93,31 +90,25 @@ class Cache:
             query = msgspec.convert(dict(request.query_params), CacheQuery, strict=False)
         except msgspec.ValidationError as error:
             raise InvalidRequest(f"top: {error}", param="top") from None
-        return _json(await report(self._frontend, self._views, query.top))
+        return as_json(await report(self.frontend, self._views, query.top))
 
-    async def match(self, request: Request) -> Response:
+    async def match(self, body: CachePrompt) -> MatchAnswer:
         """POST /v1/cache/match: how much of a prompt is cached, without running it."""
-        body = decode(await read_body(request, self._config.max_body), CachePrompt)
-        asked = match(self._frontend, _request(body, begins_answer=True))
-        found = await until_disconnect(asked, request.receive)
+        found = await match(self.frontend, _request(body, begins_answer=True))
         path = [MatchedNode(*node) for node in found.path]
-        answer = MatchAnswer(
+        return MatchAnswer(
             prompt_tokens=found.num_prompt, cached_tokens=found.num_cached, missed=found.missed, path=path
         )
-        return _json(answer)
 
-    async def pin(self, request: Request) -> Response:
+    async def pin(self, body: PinBody) -> Pin:
         """POST /v1/cache/pin: computes a prefix if need be and keeps it for `ttl_s` seconds."""
-        body = decode(await read_body(request, self._config.max_body), PinBody)
-        asked = self._frontend.pin(_request(body, begins_answer=False), body.ttl_s)
-        return _json(await until_disconnect(asked, request.receive))
+        return await self.frontend.pin(_request(body, begins_answer=False), body.ttl_s)
 
-    async def unpin(self, request: Request) -> Response:
+    async def unpin(self, body: UnpinBody) -> Unpinned:
         """POST /v1/cache/unpin: lets one pin go, or all."""
-        body = decode(await read_body(request, self._config.max_body), UnpinBody)
         if body.all == (body.id is not None):
             raise InvalidRequest("send either id, or all: true", param="id")
-        return _json(Unpinned(await self._frontend.unpin(body.id)))
+        return Unpinned(await self.frontend.unpin(body.id))
 
 
 def _request(body: CachePrompt, *, begins_answer: bool) -> GenerateRequest:
@@ -128,7 +119,3 @@ def _request(body: CachePrompt, *, begins_answer: bool) -> GenerateRequest:
         options = ChatOptions(add_generation_prompt=begins_answer, extra=body.chat_template_kwargs or {})
         prompt = Chat(messages=tuple(msgspec.to_builtins(body.messages)), options=options)
     return GenerateRequest(prompt=prompt, namespace=body.cache_salt or body.extra_key or "", names=names)
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

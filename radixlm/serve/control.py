@@ -7,69 +7,63 @@ import math
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from radixlm.config import Config
 from radixlm.engine.caller import current_caller
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.body import decode, read_body
 from radixlm.serve.replies import Aborted, Done
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import AbortRequest, FlushCache, PauseGeneration
+from radixlm.serve.surface import Surface, as_json
 
 _LOOK_S = 0.02
 _MAX_WAIT_S = 600.0
 
 
-class Control:
+class Control(Surface):
     """The routes of the operator."""
-
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
         post = ("POST",)
         return [
-            Row("/abort_request", self.abort, "inference", post, AbortRequest, None, Aborted),
+            self.post("/abort_request", self.abort, AbortRequest, Aborted),
             Row("/pause_generation", self.pause, "admin", post, PauseGeneration, None, Done),
             Row("/continue_generation", self.resume, "admin", post, answer=Done),
             Row("/flush_cache", self.flush_cache, "admin", ("GET", *post), None, FlushCache, dict[str, Any]),
         ]
 
-    async def abort(self, request: Request) -> Response:
+    async def abort(self, body: AbortRequest) -> dict[str, Any]:
         """POST /abort_request: ends what has exactly this rid, or everything; always 200."""
-        body = decode(await read_body(request, self._config.max_body), AbortRequest)
         if body.abort_all:
             current_caller().require("admin")
-            return JSONResponse(await self._frontend.engine.control("abort_all"))
+            return await self.frontend.engine.control("abort_all")
         if not body.rid:
             raise InvalidRequest("rid is absent; name a request or set abort_all", param="rid")
-        return JSONResponse({"aborted": self._frontend.abort(body.rid)})
+        return {"aborted": self.frontend.abort(body.rid)}
 
     async def pause(self, request: Request) -> Response:
         """POST /pause_generation: nothing is computed until /continue_generation; requests are still taken, and wait.
 
         `mode` says what becomes of those that run: abort ends them, retract takes their memory, in_place leaves it to them.
         """
-        raw = await read_body(request, self._config.max_body)
+        raw = await read_body(request, self.config.max_body)
         mode = decode(raw or b"{}", PauseGeneration).mode
-        engine = self._frontend.engine
+        engine = self.frontend.engine
         await engine.control("pause")
         if mode == "abort":
             await engine.control("abort_all")
         elif mode == "retract":
             await engine.control("preempt")
-        return JSONResponse({"message": "Generation paused successfully.", "status": "ok"})
+        return as_json(Done(message="Generation paused successfully.", status="ok"))
 
     async def resume(self, request: Request) -> Response:
         """POST /continue_generation; a server that was not paused stays as it is."""
         del request
-        await self._frontend.engine.control("resume")
-        return JSONResponse({"message": "Generation continued successfully.", "status": "ok"})
+        await self.frontend.engine.control("resume")
+        return as_json(Done(message="Generation continued successfully.", status="ok"))
 
     async def flush_cache(self, request: Request) -> Response:
         """GET or POST /flush_cache: evicts all that no running request needs.
@@ -79,12 +73,12 @@ class Control:
         limit_s = _seconds(request.query_params.get("timeout", "0"))
         if limit_s:
             await self._wait_idle(limit_s)
-        return JSONResponse(await self._frontend.engine.control("flush_cache"))
+        return as_json(await self.frontend.engine.control("flush_cache"))
 
     async def _wait_idle(self, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
-        while num_open := (await self._frontend.engine.control("stats"))["open"]:
+        while num_open := (await self.frontend.engine.control("stats"))["open"]:
             if loop.time() >= deadline:
                 raise InvalidRequest(
                     f"{num_open} requests are still open after {limit_s:g} s; raise timeout, abort them, or leave timeout "

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import msgspec
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import Response
 
 from radixlm.engine.output import Embedding
 from radixlm.engine.validate import MAX_BATCH, GenerateRequest
@@ -17,7 +14,6 @@ from radixlm.serve import schema
 from radixlm.serve.convert import split_prompts
 from radixlm.serve.replies import EmbeddingList
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import NAMES, Surface
 from radixlm.types import SamplingParams
 
@@ -30,21 +26,18 @@ class Embeddings(Surface):
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        answer = EmbeddingList
-        return [Row("/v1/embeddings", self.create, "inference", ("POST",), schema.EmbeddingRequest, answer=answer)]
+        return [self.post("/v1/embeddings", self.create, schema.EmbeddingRequest, EmbeddingList)]
 
-    async def create(self, request: Request) -> Response:
+    async def create(self, body: schema.EmbeddingRequest) -> dict[str, Any]:
         """POST /v1/embeddings."""
-        body, headers = await self.read(request, schema.EmbeddingRequest)
         self.check_model(body.model)
-        found = await until_disconnect(self._embed(_requests(body)), request.receive)
+        found = await self._embed(_requests(body))
         data = [_item(body, index, embedding) for index, embedding in enumerate(found)]
         prompt = sum(embedding.usage.prompt_tokens for embedding in found)
         cached = sum(embedding.usage.cached_tokens for embedding in found)
         details = {"cached_tokens": cached}
         usage = {"prompt_tokens": prompt, "total_tokens": prompt, "prompt_tokens_details": details}
-        answer = {"object": "list", "data": data, "model": self.model, "usage": usage}
-        return Response(msgspec.json.encode(answer), 200, headers, media_type="application/json")
+        return {"object": "list", "data": data, "model": self.model, "usage": usage}
 
     async def _embed(self, requests: list[GenerateRequest]) -> list[Embedding]:
         """All of them, as many at a time as one request may hold."""

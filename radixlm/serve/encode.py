@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import Response
 
 from radixlm.engine.output import Embedding
 from radixlm.engine.validate import GenerateRequest
@@ -19,7 +17,6 @@ from radixlm.serve.embeddings import unit
 from radixlm.serve.replies import Encoded
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import Encode
-from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import Surface
 from radixlm.types import SamplingParams
 
@@ -32,20 +29,17 @@ class Encoder(Surface):
     def rows(self) -> list[Row]:
         """The table of these routes."""
         answer = Encoded | list[Encoded]
-        return [Row("/encode", self.encode, "inference", ("POST", "PUT"), Encode, None, answer)]
+        return [replace(self.post("/encode", self.encode, Encode, answer), methods=("POST", "PUT"))]
 
-    async def encode(self, request: Request) -> Response:
+    async def encode(self, body: Encode) -> list[dict[str, Any]] | dict[str, Any]:
         """POST /encode: {embedding, meta_info}, a list of them for a list of prompts."""
         start = time.perf_counter()
-        body, headers = await self.read(request, Encode)
         refuse_unsupported(body, ("image_data", "audio_data", "video_data", "lora_path"))
         asked, is_list = _requests(body)
-        prepared = await until_disconnect(self.frontend.prepare(asked), request.receive)
-        found = await until_disconnect(self.frontend.embed(prepared), request.receive)
+        found = await self.frontend.embed(await self.frontend.prepare(asked))
         took_s = time.perf_counter() - start
         answers = [_answer(each, item.label, took_s) for each, item in zip(found, asked)]
-        whole = msgspec.json.encode(answers if is_list else answers[0])
-        return Response(whole, 200, headers, media_type="application/json")
+        return answers if is_list else answers[0]
 
 
 def _requests(body: Encode) -> tuple[list[GenerateRequest], bool]:

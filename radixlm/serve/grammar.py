@@ -6,43 +6,31 @@ import asyncio
 import random
 import time
 from functools import cached_property
-from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
-from radixlm.config import Config
 from radixlm.engine.constrain import check_constraint
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.grammars import token_vocabulary
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary, allowed
 from radixlm.grammar.service import Grammars
-from radixlm.serve.body import decode, ignored_header, read_body, unknown_fields
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.replies import CheckedGrammar
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import CheckGrammar
+from radixlm.serve.surface import Surface
 from radixlm.types import SamplingParams
 
 _EXAMPLE_TOKENS = 200
 
 
-class GrammarCheck:
+class GrammarCheck(Surface):
     """The route. Compiles in this process, so that a check never touches the engine; nothing starts before the first one."""
-
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        return [Row("/v1/grammar/check", self.check, "inference", ("POST",), CheckGrammar, None, CheckedGrammar)]
+        return [self.post("/v1/grammar/check", self.check, CheckGrammar, CheckedGrammar)]
 
-    async def check(self, request: Request) -> Response:
+    async def check(self, body: CheckGrammar) -> CheckedGrammar:
         """Answers 200 for what compiles and 400 with the reason for what does not."""
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, CheckGrammar)
         fields, names = constraint_fields(body)
         sampling = SamplingParams(**fields)
         check_constraint(sampling, names)
@@ -54,19 +42,18 @@ class GrammarCheck:
             grammar = await asyncio.wrap_future(self._grammars.get(constraint))
         except InvalidRequest as error:
             raise InvalidRequest(error.message, param=names[constraint.kind]) from None
-        answer: dict[str, Any] = {
-            "kind": constraint.kind,
-            "compile_ms": round(1e3 * (time.perf_counter() - start), 3),
-            "size_bytes": grammar.size_bytes,
-            "not_enforced": grammar.not_enforced,
-            "example": await asyncio.to_thread(example, grammar, self._grammars.vocabulary),
-        }
-        return JSONResponse(answer, headers=ignored_header(unknown_fields(raw, CheckGrammar)))
+        return CheckedGrammar(
+            kind=constraint.kind,
+            compile_ms=round(1e3 * (time.perf_counter() - start), 3),
+            size_bytes=grammar.size_bytes,
+            not_enforced=list(grammar.not_enforced),
+            example=await asyncio.to_thread(example, grammar, self._grammars.vocabulary),
+        )
 
     @cached_property
     def _grammars(self) -> Grammars:
-        info = self._frontend.engine.info
-        return Grammars(token_vocabulary(self._frontend.tokenizer, info.vocab_size, info.eos_token_ids))
+        info = self.frontend.engine.info
+        return Grammars(token_vocabulary(self.frontend.tokenizer, info.vocab_size, info.eos_token_ids))
 
 
 def example(grammar: Grammar, vocabulary: TokenVocabulary) -> str | None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.serve.replies import ModelCard, ModelList
 from radixlm.serve.routes import Row
-from radixlm.serve.surface import Surface
+from radixlm.serve.surface import Surface, as_json
 
 
 class Models(Surface):
@@ -25,32 +24,27 @@ class Models(Surface):
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        return [
-            Row("/v1/models", self.all, "inference", answer=ModelList),
-            Row("/v1/models/{id:path}", self.one, "inference", answer=ModelCard),
-        ]
+        one = Row("/v1/models/{id:path}", self.one, "inference", answer=ModelCard)
+        return [self.get("/v1/models", self.all, ModelList), one]
 
-    async def all(self, request: Request) -> Response:
+    async def all(self) -> ModelList:
         """GET /v1/models."""
-        del request
-        ends = {"has_more": False, "first_id": self.model, "last_id": self.model}
-        return JSONResponse({"object": "list", "data": [self._card()], **ends})
+        return ModelList(object="list", data=[self._card()], has_more=False, first_id=self.model, last_id=self.model)
 
     async def one(self, request: Request) -> Response:
         """GET /v1/models/{id}; the id may hold slashes."""
         self.check_model(request.path_params["id"])
-        return JSONResponse(self._card())
+        return as_json(self._card())
 
-    def _card(self) -> dict[str, Any]:
-        return {
-            "id": self.model,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "radixlm",
-            "root": self.config.model,
-            "parent": None,
-            "max_model_len": self.frontend.engine.info.context_length,
-            "type": "model",
-            "display_name": self.model,
-            "created_at": datetime.fromtimestamp(self._created, UTC).isoformat(),
-        }
+    def _card(self) -> ModelCard:
+        return ModelCard(
+            id=self.model,
+            object="model",
+            created=self._created,
+            owned_by="radixlm",
+            root=self.config.model,
+            max_model_len=self.frontend.engine.info.context_length,
+            type="model",
+            display_name=self.model,
+            created_at=datetime.fromtimestamp(self._created, UTC).isoformat(),
+        )

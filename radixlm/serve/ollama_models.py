@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
@@ -26,7 +24,6 @@ from radixlm.serve.ollama_answer import ERRORS
 from radixlm.serve.ollama_schema import OllamaEmbed, OllamaEmbedOne, OllamaModel, OllamaVectors
 from radixlm.serve.reader import format_of
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import Surface
 from radixlm.types import Json, SamplingParams
 
@@ -56,34 +53,31 @@ class OllamaModels(OllamaSurface):
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        post, facts = ("POST",), dict[str, Any]
+        facts = dict[str, Any]
         rows = [
-            Row("/api/tags", self.tags, "inference", answer=facts),
-            Row("/api/ps", self.running, "inference", answer=facts),
-            Row("/api/show", self.show, "inference", post, OllamaModel, answer=facts),
-            Row("/api/version", self.version, "inference", answer=facts),
-            Row("/api/embed", self.embed, "inference", post, OllamaEmbed, answer=OllamaVectors),
-            Row("/api/embeddings", self.embed_one, "inference", post, OllamaEmbedOne, answer=facts),
+            self.get("/api/tags", self.tags, facts),
+            self.get("/api/ps", self.running, facts),
+            self.post("/api/show", self.show, OllamaModel, facts),
+            self.get("/api/version", self.version, facts),
+            self.post("/api/embed", self.embed, OllamaEmbed, OllamaVectors),
+            self.post("/api/embeddings", self.embed_one, OllamaEmbedOne, facts),
         ]
         return [replace(row, errors=ERRORS) for row in rows]
 
-    async def tags(self, request: Request) -> Response:
+    async def tags(self) -> Json:
         """GET /api/tags: the models there are."""
-        del request
-        return JSONResponse({"models": [self._card()]})
+        return {"models": [self._card()]}
 
-    async def running(self, request: Request) -> Response:
+    async def running(self) -> Json:
         """GET /api/ps: the models that are loaded."""
-        del request
         info = self.frontend.engine.info
         held = info.weight_bytes + info.kv_bytes
         on_device = 0 if info.device == "cpu" else held
         fields = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": on_device, "context_length": info.context_length}
-        return JSONResponse({"models": [{**self._card(), "size": held, **fields}]})
+        return {"models": [{**self._card(), "size": held, **fields}]}
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, body: OllamaModel) -> Json:
         """POST /api/show: what the model is and can do."""
-        body, headers = await self.read(request, OllamaModel)
         self.check_tag(body.model or body.name)
         info = self.frontend.engine.info
         facts = {
@@ -91,7 +85,7 @@ class OllamaModels(OllamaSurface):
             f"{info.architecture}.context_length": info.context_length,
             f"{info.architecture}.vocab_size": info.vocab_size,
         }
-        answer = {
+        return {
             "modelfile": f"FROM {self._name}\n",
             "parameters": "",
             "template": self.frontend.template.text,
@@ -100,41 +94,37 @@ class OllamaModels(OllamaSurface):
             "capabilities": ["completion", "tools", *(["thinking"] if self._reasons else [])],
             "modified_at": self._started,
         }
-        return JSONResponse(answer, headers=headers)
 
-    async def version(self, request: Request) -> Response:
+    async def version(self) -> Json:
         """GET /api/version: of the API."""
-        del request
-        return JSONResponse({"version": API_VERSION})
+        return {"version": API_VERSION}
 
-    async def embed(self, request: Request) -> Response:
+    async def embed(self, body: OllamaEmbed) -> OllamaVectors:
         """POST /api/embed: vectors of length 1, one for each text."""
         start = time.perf_counter()
-        body, headers = await self.read(request, OllamaEmbed)
         self.check_tag(body.model)
         if body.dimensions is not None and body.dimensions < 1:
             raise InvalidRequest(f"dimensions is {body.dimensions}; it must be at least 1", param="dimensions")
         texts, _ = split_prompts(body.input, "input")
-        found = await self._vectors(request, texts, "input")
-        vectors = [unit(np.frombuffer(each.vector, dtype="<f4")[: body.dimensions]).tolist() for each in found]
-        cost = {"total_duration": int((time.perf_counter() - start) * _NS), "load_duration": 0}
-        count = sum(each.usage.prompt_tokens for each in found)
-        return JSONResponse(
-            {"model": body.model, "embeddings": vectors, **cost, "prompt_eval_count": count}, 200, headers
+        found = await self._vectors(texts, "input")
+        return OllamaVectors(
+            model=body.model,
+            embeddings=[unit(np.frombuffer(each.vector, dtype="<f4")[: body.dimensions]).tolist() for each in found],
+            total_duration=int((time.perf_counter() - start) * _NS),
+            load_duration=0,
+            prompt_eval_count=sum(each.usage.prompt_tokens for each in found),
         )
 
-    async def embed_one(self, request: Request) -> Response:
+    async def embed_one(self, body: OllamaEmbedOne) -> Json:
         """POST /api/embeddings: the older form, for one text."""
-        body, headers = await self.read(request, OllamaEmbedOne)
         self.check_tag(body.model)
-        (found,) = await self._vectors(request, [body.prompt], "prompt")
-        return JSONResponse({"embedding": np.frombuffer(found.vector, dtype="<f4").tolist()}, 200, headers)
+        (found,) = await self._vectors([body.prompt], "prompt")
+        return {"embedding": np.frombuffer(found.vector, dtype="<f4").tolist()}
 
-    async def _vectors(self, request: Request, texts: list[Any], name: str) -> list[Embedding]:
+    async def _vectors(self, texts: list[Any], name: str) -> list[Embedding]:
         names, sampling = {"prompt": name}, SamplingParams(max_tokens=0)
         asked = [GenerateRequest(prompt=text, sampling=sampling, pooling="mean", names=names) for text in texts]
-        prepared = await until_disconnect(self.frontend.prepare(asked), request.receive)
-        return await until_disconnect(self.frontend.embed(prepared), request.receive)
+        return await self.frontend.embed(await self.frontend.prepare(asked))
 
     @property
     def _name(self) -> str:

@@ -21,9 +21,9 @@ from radixlm.errors import InvalidRequest
 from radixlm.lang.backends.model import EngineModel
 from radixlm.lang.execute import execute
 from radixlm.lang.ir import BranchEvent, ErrorEvent, Event, Program, ValueEvent, verify
-from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.routes import Row
 from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
+from radixlm.serve.surface import Surface, as_json, generating
 
 
 class ProgramsRequest(msgspec.Struct, kw_only=True):
@@ -47,34 +47,27 @@ class ProgramsAnswer(msgspec.Struct, kw_only=True):
     results: list[ProgramResult]
 
 
-class Programs:
+class Programs(Surface):
     """The route. All programs share one model, so that together they never ask for more than the engine takes."""
 
     def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._config = config
+        super().__init__(frontend, config)
         self._model = EngineModel(frontend)
 
     def rows(self) -> list[Row]:
         """Its row in the table of routes."""
-        where, post = "/v1/programs", ("POST",)
-        return [Row(where, self.run, "inference", post, ProgramsRequest, None, ProgramsAnswer, "text/event-stream")]
+        return [generating("/v1/programs", self.run, ProgramsRequest, ProgramsAnswer)]
 
     async def run(self, request: Request) -> Response:
         """Runs programs of the language."""
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, ProgramsRequest)
-        unknown = unknown_fields(raw, ProgramsRequest)
-        if self._config.strict_params:
-            refuse_unknown(unknown, ProgramsRequest)
+        body, headers = await self.read(request, ProgramsRequest)
         if not 1 <= len(body.programs) <= MAX_BATCH:
             raise InvalidRequest(f"{len(body.programs)} programs; send 1 to {MAX_BATCH}", param="programs")
         for program in body.programs:
             verify(program)
-        headers = ignored_header(unknown)
         if body.stream:
             return EventStream(self._events(body.programs), headers)
-        answer = await until_disconnect(self._whole(body.programs), request.receive)
-        return Response(msgspec.json.encode(answer), 200, headers, media_type="application/json")
+        return as_json(await until_disconnect(self._whole(body.programs), request.receive), headers)
 
     async def _events(self, programs: tuple[Program, ...]) -> AsyncGenerator[bytes, None]:
         async with aclosing(execute(self._model, programs)) as events:

@@ -5,6 +5,7 @@ Endpoints build the JSON themselves, in the order and with the optional fields t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -325,7 +326,7 @@ class CheckedGrammar(msgspec.Struct, kw_only=True):
 class Tokenized(msgspec.Struct, kw_only=True):
     """Answer of POST /tokenize."""
 
-    tokens: list[int | list[int]]
+    tokens: Sequence[int | list[int]]
     count: int | list[int]
     max_model_len: int
 

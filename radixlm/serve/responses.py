@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from radixlm.config import Config
 from radixlm.engine.caller import current_caller
@@ -34,7 +34,7 @@ from radixlm.serve.response_store import ResponseStore, Stored
 from radixlm.serve.response_turn import Turn, new_id
 from radixlm.serve.routes import Row
 from radixlm.serve.sse import EventStream, named_event, until_disconnect
-from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, generating, make_request
+from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, as_json, generating, make_request
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.reply import Content, ReplyParser
 from radixlm.text.template import ChatOptions
@@ -88,11 +88,11 @@ class Responses(Surface):
         if body.background:
             return self._in_background(turn, events, headers)
         await until_disconnect(_drain(events), request.receive)
-        return _json(turn.response, headers)
+        return as_json(turn.response, headers)
 
     async def retrieve(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
-        return _json(self._stored(request).turn.response)
+        return as_json(self._stored(request).turn.response)
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items."""
@@ -100,7 +100,7 @@ class Responses(Surface):
         own = stored.items[len(stored.items) - stored.num_own :]
         items = [{"id": f"in_{i}", **item} for i, item in enumerate(own)]
         ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
-        return _json({"object": "list", "data": items, "has_more": False, **ends})
+        return as_json({"object": "list", "data": items, "has_more": False, **ends})
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/responses/{id}/cancel: one that is done stays as it is."""
@@ -108,14 +108,14 @@ class Responses(Surface):
         if turn.is_running:
             self.frontend.abort(turn.id)
             turn.abandon()
-        return _json(turn.response)
+        return as_json(turn.response)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""
         stored = self._stored(request)
         self.frontend.abort(stored.turn.id)
         self.store.delete(stored.owner, stored.turn.id)
-        return JSONResponse({"id": stored.turn.id, "object": "response", "deleted": True})
+        return as_json(Deleted(id=stored.turn.id, object="response", deleted=True))
 
     def _stored(self, request: Request) -> Stored:
         return self.store.get(current_caller().name, request.path_params["id"])
@@ -152,7 +152,7 @@ class Responses(Surface):
         task = asyncio.ensure_future(run())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-        return _json(turn.response, headers)
+        return as_json(turn.response, headers)
 
     def _head(self, body: schema.ResponseRequest) -> Json:
         reasoning = body.reasoning or schema.ResponseReasoning()
@@ -246,7 +246,3 @@ async def _wire(turn: Turn, events: AsyncGenerator[Json, None]) -> AsyncGenerato
 
 def _encoded(event: Json) -> bytes:
     return named_event(event["type"], msgspec.json.encode(event))
-
-
-def _json(value: Json, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), 200, headers, media_type="application/json")

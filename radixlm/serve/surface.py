@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import wraps
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from radixlm.serve.answer import Answer
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import Text, present, shared_fields
-from radixlm.serve.routes import EVENTS, Endpoint, Row
+from radixlm.serve.routes import EVENTS, Endpoint, Row, Scope
 from radixlm.serve.served import check_model, served_name
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.types import SamplingParams
@@ -61,12 +62,37 @@ class Surface:
             refuse_unknown(unknown, kind)
         return body, ignored_header(unknown)
 
+    def get(self, path: str, work: Callable[[], Awaitable[object]], answer: object, scope: Scope = "inference") -> Row:
+        """A route without a body that answers with what `work` gives, as JSON."""
+
+        @wraps(work)
+        async def endpoint(request: Request) -> Response:
+            del request
+            return as_json(await work())
+
+        return Row(path, endpoint, scope, answer=answer)
+
+    def post(self, path: str, work: Callable[[B], Coroutine[Any, Any, object]], body: type[B], answer: object) -> Row:
+        """A route that answers a body with what `work` makes of it, as JSON. It ends when the client leaves."""
+
+        @wraps(work)
+        async def endpoint(request: Request) -> Response:
+            taken, headers = await self.read(request, body)
+            return as_json(await until_disconnect(work(taken), request.receive), headers)
+
+        return Row(path, endpoint, "inference", ("POST",), body, None, answer)
+
     async def respond(self, request: Request, answer: Answer, headers: dict[str, str]) -> Response:
         """The answer, whole or as a stream."""
         if answer.streams:
             return EventStream(answer.events(), headers)
         whole = await until_disconnect(answer.whole(), request.receive)
         return Response(whole, 200, headers, media_type="application/json")
+
+
+def as_json(answer: object, headers: dict[str, str] | None = None) -> Response:
+    """An answer that is JSON."""
+    return Response(msgspec.json.encode(answer), 200, headers, media_type="application/json")
 
 
 def generating(path: str, endpoint: Endpoint, body: type[msgspec.Struct], answer: type[msgspec.Struct]) -> Row:

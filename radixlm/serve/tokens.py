@@ -4,79 +4,60 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
-from radixlm.config import Config
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
-from radixlm.serve.body import decode, ignored_header, read_body, unknown_fields
 from radixlm.serve.convert import is_tokens
 from radixlm.serve.replies import Detokenized, Tokenized
 from radixlm.serve.routes import Row, spelled
 from radixlm.serve.schema import Detokenize, Tokenize
+from radixlm.serve.surface import Surface
 from radixlm.text.template import ChatOptions
 
 _MAX_TEXTS = 256
 
 
-class Tokens:
+class Tokens(Surface):
     """The routes of the tokenizer."""
-
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        tokenize = Row("/tokenize", self.tokenize, "inference", ("POST",), Tokenize, None, Tokenized)
-        detokenize = Row("/detokenize", self.detokenize, "inference", ("POST",), Detokenize, None, Detokenized)
+        tokenize = self.post("/tokenize", self.tokenize, Tokenize, Tokenized)
+        detokenize = self.post("/detokenize", self.detokenize, Detokenize, Detokenized)
         return [*spelled(tokenize, "/v1/tokenize"), *spelled(detokenize, "/v1/detokenize")]
 
-    async def tokenize(self, request: Request) -> Response:
+    async def tokenize(self, body: Tokenize) -> Tokenized:
         """POST /tokenize: {tokens, count, max_model_len}; lists of them for a list of prompts."""
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, Tokenize)
-        tokens = await self._tokens(body)
-        is_batch = isinstance(body.prompt, list)
-        answer: dict[str, Any] = {
-            "tokens": tokens if is_batch else tokens[0],
-            "count": [len(each) for each in tokens] if is_batch else len(tokens[0]),
-            "max_model_len": self._frontend.engine.info.context_length,
-        }
-        return JSONResponse(answer, headers=ignored_header(unknown_fields(raw, Tokenize)))
+        tokens, length = await self._tokens(body), self.frontend.engine.info.context_length
+        if isinstance(body.prompt, list):
+            return Tokenized(tokens=tokens, count=[len(each) for each in tokens], max_model_len=length)
+        return Tokenized(tokens=tokens[0], count=len(tokens[0]), max_model_len=length)
 
-    async def detokenize(self, request: Request) -> Response:
+    async def detokenize(self, body: Detokenize) -> Detokenized:
         """POST /detokenize: {text}; a list of them for a list of lists."""
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, Detokenize)
-        headers = ignored_header(unknown_fields(raw, Detokenize))
         if is_tokens(body.tokens):
-            return JSONResponse({"text": self._text(body.tokens, body, "tokens")}, headers=headers)
+            return Detokenized(text=self._text(body.tokens, body, "tokens"))
         _check_number_of(body.tokens, "tokens")
-        texts = [self._text(item, body, f"tokens[{i}]") for i, item in enumerate(body.tokens)]
-        return JSONResponse({"text": texts}, headers=headers)
+        return Detokenized(text=[self._text(item, body, f"tokens[{i}]") for i, item in enumerate(body.tokens)])
 
     async def _tokens(self, body: Tokenize) -> list[list[int]]:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("send one of prompt and messages", param="prompt")
         if body.messages is not None:
-            found = await self._frontend.tokens_of(_conversation(body))
+            found = await self.frontend.tokens_of(_conversation(body))
             return [found.tolist()]
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt or ""]
         _check_number_of(texts, "prompt")
         special = body.add_special_tokens is not False
-        return [await self._frontend.encode(text, add_special=special) for text in texts]
+        return [await self.frontend.encode(text, add_special=special) for text in texts]
 
     def _text(self, tokens: Any, body: Detokenize, name: str) -> str:
         if not isinstance(tokens, list):
             raise InvalidRequest(f"{name} is a token id among lists; send all ids or all lists", param="tokens")
-        size = self._frontend.engine.info.vocab_size
+        size = self.frontend.engine.info.vocab_size
         for token in tokens:
             if not 0 <= token < size:
                 raise InvalidRequest(f"{name} holds {token}; token ids go from 0 to {size - 1}", param="tokens")
-        return self._frontend.tokenizer.decode(tokens, skip_special=body.skip_special_tokens is not False)
+        return self.frontend.tokenizer.decode(tokens, skip_special=body.skip_special_tokens is not False)
 
 
 def _check_number_of(items: list[Any], name: str) -> None:

@@ -252,6 +252,30 @@ def test_unknown_fields_are_refused_under_strict_params():
     with_server(test, strict_params=True)
 
 
+BESIDE = [
+    ("/tokenize", {"prompt": "a"}),
+    ("/detokenize", {"tokens": [65]}),
+    ("/v1/cache/match", {"prompt": "a"}),
+    ("/v1/grammar/check", {"regex": "a"}),
+    ("/abort_request", {"rid": "a"}),
+    ("/api/show", {"model": "fake"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BESIDE, ids=[path for path, _ in BESIDE])
+def test_routes_that_generate_nothing_treat_unknown_fields_alike(path, body):
+    async def named(server: Server):
+        answer = await server.post(path, {**body, "colour": 1})
+        assert (answer.status_code, answer.headers["x-ignored-params"]) == (200, "colour")
+
+    async def refused(server: Server):
+        answer = await server.post(path, {**body, "colour": 1})
+        assert answer.status_code == 400 and "unknown field 'colour'" in answer.text
+
+    with_server(named)
+    with_server(refused, strict_params=True)
+
+
 def test_a_full_queue_is_503_with_retry_after_on_whole_answers_and_streams():
     async def test(server: Server):
         open_one = asyncio.ensure_future(server.post("/generate", {"prompt": "a", "max_tokens": 900}))
