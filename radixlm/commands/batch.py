@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from radixlm.commands.batch_file import Line, Output, read_lines
-from radixlm.commands.doors import Door, Reply, open_door
+from radixlm.commands.doors import Door, open_door
+from radixlm.lang.backends.wire import Reply
 from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
 
 _MAX_TRIES = 8
@@ -81,10 +82,10 @@ class _Batch:
 
     async def _ask(self, line: Line) -> Reply:
         """The answer, after waiting as long as the server asks for, a few times."""
-        reply = await self._door.post(line.url, bytes(line.body))
+        reply = await self._door.ask("POST", line.url, bytes(line.body))
         for _ in range(_MAX_TRIES):
             if reply.status not in _LATER:
                 break
             await asyncio.sleep(min(30.0, reply.retry_after_s))
-            reply = await self._door.post(line.url, bytes(line.body))
+            reply = await self._door.ask("POST", line.url, bytes(line.body))
         return reply

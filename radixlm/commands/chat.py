@@ -6,48 +6,34 @@ A pasted block is one message: lines that are there already when Enter is presse
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
-from radixlm.commands.remote import RemoteChat
+import msgspec
+
 from radixlm.commands.sampling import add_sampling, sampling_of
 from radixlm.engine.llm import LLM
 from radixlm.engine.output import Delta, Usage
 from radixlm.errors import Error
+from radixlm.lang.backends.openai import delta_of, usage_of
+from radixlm.lang.backends.remote import event_of
+from radixlm.lang.backends.wire import Address
 from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
-from radixlm.types import SamplingParams
+from radixlm.types import Json, SamplingParams
 
 Message = dict[str, str]
 _PASTE_GAP_S = 0.03
 _HELP = "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer. Pasted lines are one message."
 
 
-class Partner(Protocol):
-    """Who answers."""
-
-    def answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Delta]: ...
-    def close(self) -> None: ...
-
-
-class LocalChat:
-    """A model in this process."""
-
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
-
-    def answer(self, messages: list[Message], sampling: SamplingParams) -> Iterator[Delta]:
-        """Pieces of the answer; the last one has `usage`."""
-        return self._llm.stream(list(messages), sampling)
-
-    def close(self) -> None:
-        """Ends the model."""
-        self._llm.close()
+Partner = Callable[[list[Message], SamplingParams], Iterator[Delta]]
+"""Who answers: pieces of text, and `usage` with the last one. Raises Error."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,14 +45,39 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     name = parsed.partner or ""
-    if name.startswith(("http://", "https://")):
-        partner: Partner = RemoteChat(name)
-    else:
-        config = resolve_options(parsed, os.environ)
-        partner = LocalChat(LLM(config=config.replace(model=name) if name else config))
-    with closing(partner):
+    with ExitStack() as stack:
+        if name.startswith(("http://", "https://")):
+            partner: Partner = remote(name)
+        else:
+            config = resolve_options(parsed, os.environ)
+            partner = stack.enter_context(LLM(config=config.replace(model=name) if name else config)).stream
         num_failed = Conversation(partner, sampling_of(parsed), parsed.system).run(read_message, sys.stdout.write)
     return 1 if num_failed and not sys.stdin.isatty() else 0
+
+
+def remote(url: str) -> Partner:
+    """A server on the other side of HTTP. Whoever stops reading an answer ends it there too."""
+    address = Address(url.rstrip("/").removesuffix("/v1"))
+
+    async def deltas(body: Json) -> AsyncGenerator[Delta, None]:
+        async with aclosing(address.events("/v1/chat/completions", body)) as events:
+            async for data in events:
+                event = event_of(data)
+                text = "".join(delta_of(choice).text for choice in event.get("choices", ()))
+                yield Delta(index=0, text=text, usage=usage_of(event.get("usage")))
+
+    def answer(messages: list[Message], sampling: SamplingParams) -> Iterator[Delta]:
+        body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+        with asyncio.Runner() as runner:  # which also ends an answer that is not read to its end
+            found = deltas({**msgspec.to_builtins(sampling), **body})
+            while (delta := runner.run(_next(found))) is not None:
+                yield delta
+
+    return answer
+
+
+async def _next(deltas: AsyncGenerator[Delta, None]) -> Delta | None:
+    return await anext(deltas, None)
 
 
 @dataclass
@@ -101,7 +112,7 @@ class Conversation:
         messages = [*self._messages, {"role": "user", "content": text}]
         start, answer, usage = time.monotonic(), "", None
         try:
-            for delta in self.partner.answer(messages, self.sampling):
+            for delta in self.partner(messages, self.sampling):
                 write(delta.text)
                 sys.stdout.flush()
                 answer += delta.text

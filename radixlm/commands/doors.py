@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from radixlm.commands.remote import reason
 from radixlm.config import Config
-from radixlm.errors import NotReady
+from radixlm.lang.backends.wire import Address, Reply
 
 _TIMEOUT_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP answer. Header names are in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def request_id(self) -> str:
-        """The server's name for the request."""
-        return self.headers.get("x-request-id", "")
-
-    @property
-    def retry_after_s(self) -> float:
-        """When to come back."""
-        return float(self.headers.get("retry-after", "1"))
 
 
 class Door(Protocol):
     """Where requests go."""
 
-    async def post(self, path: str, body: bytes) -> Reply:
-        """POSTs JSON. Raises NotReady if nobody answers."""
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
+        """The answer to a request. Raises NotReady if nobody answers."""
         ...
 
 
@@ -51,7 +25,7 @@ class Door(Protocol):
 async def open_door(url: str | None, key: str | None, config: Config) -> AsyncIterator[Door]:
     """A door to `url`, or to a model that is loaded for it and closed at the end."""
     if url is not None:
-        yield _Remote(url.rstrip("/").removesuffix("/v1"), key)
+        yield Address(url.rstrip("/").removesuffix("/v1"), key or "", _TIMEOUT_S)
         return
     from radixlm.engine.create import create_core
     from radixlm.engine.frontend import Frontend
@@ -71,54 +45,20 @@ async def open_door(url: str | None, key: str | None, config: Config) -> AsyncIt
         await frontend.close()
 
 
-class _Remote:
-    """A server. Each request has a thread of its own, which nobody waits for once its answer is not wanted."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        self._url = url
-        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-
-    async def post(self, path: str, body: bytes) -> Reply:
-        """As `Door.post`."""
-        answered = Future[Reply]()
-        answered.set_running_or_notify_cancel()
-        threading.Thread(target=self._carry, args=(answered, path, body), name="http", daemon=True).start()
-        return await asyncio.wrap_future(answered)
-
-    def _carry(self, answered: Future[Reply], path: str, body: bytes) -> None:
-        try:
-            answered.set_result(self._post(path, body))
-        except Exception as error:  # noqa: BLE001 - border: a thread's end, and the one who waits gets it
-            answered.set_exception(error)
-
-    def _post(self, path: str, body: bytes) -> Reply:
-        request = urllib.request.Request(self._url + path, body, self._headers, method="POST")
-        try:
-            try:
-                answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
-            except urllib.error.HTTPError as error:
-                answer = error
-            with answer:
-                headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Reply(answer.status or 0, headers, answer.read())
-        except (OSError, http.client.HTTPException) as error:
-            raise NotReady(f"{self._url} does not answer: {reason(error)}; run again to go on") from None
-
-
 class _Local:
     """An ASGI application."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def post(self, path: str, body: bytes) -> Reply:
-        """As `Door.post`."""
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
+        """As `Door.ask`."""
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

@@ -44,7 +44,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_runtime_is_there_once_its_server_is_ready() -> None:
     runtime = Runtime("some-model")
     try:
-        assert runtime.submit(runtime.address.status("GET", "/ready")).result(5) == 200
+        assert runtime.submit(runtime.address.ask("GET", "/ready")).result(5).status == 200
     finally:
         runtime.shutdown()
 

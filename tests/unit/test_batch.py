@@ -15,9 +15,10 @@ import pytest
 from radixlm.commands import batch
 from radixlm.commands.batch import _Batch
 from radixlm.commands.batch_file import Output, read_lines
-from radixlm.commands.doors import Reply, _Local, open_door
+from radixlm.commands.doors import _Local, open_door
 from radixlm.config import Config
 from radixlm.errors import InvalidRequest, NotReady, StartError
+from radixlm.lang.backends.wire import Reply
 from radixlm.serve import run
 from tests.fake_engine import FakeEngine
 from tests.http.harness import Server, with_server
@@ -54,11 +55,11 @@ class Failing:
     def __init__(self, door, count: int) -> None:
         self.door, self.left = door, count
 
-    async def post(self, path: str, body: bytes) -> Reply:
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
         self.left -= 1
         if self.left < 0:
             raise NotReady("gone")
-        return await self.door.post(path, body)
+        return await self.door.ask(method, path, body)
 
 
 def test_every_line_is_answered_once_over_any_number_of_stops(tmp_path):
@@ -116,7 +117,7 @@ def test_a_busy_server_is_asked_again_when_it_says_so(tmp_path, monkeypatch):
     replies = [Reply(503, {"retry-after": "7"}, b"{}"), Reply(429, {}, b"{}"), Reply(200, {}, b'{"fine": 1}')]
 
     class Busy:
-        async def post(self, path: str, body: bytes) -> Reply:
+        async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
             return replies.pop(0)
 
     source, target = write(tmp_path / "in.jsonl", 1), tmp_path / "out.jsonl"
@@ -135,7 +136,7 @@ def test_a_server_is_a_door_as_well(tmp_path):
             async with open_door((await ready) + "/v1/", "long-enough", Config()) as door:
                 assert await run_batch(door, write(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl") == 0
             async with open_door(await ready, None, Config()) as door:
-                assert (await door.post("/v1/completions", b"{}")).status == 401
+                assert (await door.ask("POST", "/v1/completions", b"{}")).status == 401
         finally:
             stop.set()
             await task

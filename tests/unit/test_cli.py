@@ -149,14 +149,11 @@ class Echo:
     def __init__(self):
         self.fails = False
 
-    def answer(self, messages, sampling):
+    def __call__(self, messages, sampling):
         if self.fails:
             raise NotReady("busy")
         yield Delta(index=0, text=" / ".join(message["content"] for message in messages))
         yield Delta(index=0, usage=Usage(prompt_tokens=10, completion_tokens=4, cached_tokens=7))
-
-    def close(self):
-        pass
 
 
 def talk(partner, *lines):

@@ -81,7 +81,9 @@ class Runtime(RuntimeEndpoint):
         try:
             self.url = self._listening()
             super().__init__(self.url)
-            while self.submit(self.address.status("GET", "/ready")).result() != 200:  # it listens before it can answer
+            while (
+                self.submit(self.address.ask("GET", "/ready")).result().status != 200
+            ):  # it listens before it can answer
                 time.sleep(0.02)
         finally:
             watch.cancel()

@@ -89,9 +89,9 @@ class _OpenAIModel(RemoteModel):
         async with aclosing(self._address.events(path, body)) as events:
             async for data in events:
                 event = event_of(data)
-                usage = _usage(event.get("usage")) or usage
+                usage = usage_of(event.get("usage")) or usage
                 for choice in event.get("choices", ()):
-                    delta = _delta(choice)
+                    delta = delta_of(choice)
                     if delta.finish is not None:
                         open_[delta.index] = delta  # told last, with the usage
                     else:
@@ -142,7 +142,8 @@ def _shaped(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     return body
 
 
-def _delta(choice: dict[str, Any]) -> Delta:
+def delta_of(choice: dict[str, Any]) -> Delta:
+    """What a choice of a streamed event says."""
     text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
     scores = choice.get("logprobs") or {}
     values = scores.get("token_logprobs") or [item["logprob"] for item in scores.get("content") or ()]
@@ -154,7 +155,8 @@ def _delta(choice: dict[str, Any]) -> Delta:
     )
 
 
-def _usage(usage: dict[str, Any] | None) -> Usage | None:
+def usage_of(usage: dict[str, Any] | None) -> Usage | None:
+    """`usage` of an event or answer; None without."""
     if not usage:
         return None
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

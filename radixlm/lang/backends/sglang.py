@@ -55,9 +55,8 @@ class RuntimeEndpoint(RemoteBackend):
     async def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
         """As `Backend.execute`."""
         if self._native is None:
-            self._native = (
-                await self.address.status("GET", "/v1/programs") != 405
-            )  # RadixLM: the method is wrong, not the path
+            found = await self.address.ask("GET", "/v1/programs")
+            self._native = found.status != 405  # RadixLM: the method is wrong, not the path
         backend = super() if self._native else self._whole
         async with aclosing(backend.execute(programs)) as events:
             async for event in events:

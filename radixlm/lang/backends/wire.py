@@ -1,4 +1,4 @@
-"""As much of an HTTP client as backends need: JSON there, JSON or server-sent events back, on asyncio alone.
+"""As much of an HTTP client as programs and commands need, on asyncio alone: JSON there, JSON or server-sent events back.
 
 A connection carries one exchange. Closing a stream closes its connection, which ends the work on the other side.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -16,8 +17,6 @@ from typing import Any
 import msgspec
 
 from radixlm.errors import Error, NotReady
-
-_HEAD_S = 600.0  # until an answer begins
 
 
 class _Failure(msgspec.Struct):
@@ -31,26 +30,59 @@ class _ErrorBody(msgspec.Struct):
     detail: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def request_id(self) -> str:
+        """The server's name for the request."""
+        return self.headers.get("x-request-id", "")
+
+    @property
+    def retry_after_s(self) -> float:
+        """When to come back."""
+        return float(self.headers.get("retry-after", "1"))
+
+    def json(self) -> Any:
+        """What a good answer holds. Raises Error with the server's own words for another."""
+        if self.status >= 400:
+            raise _refusal(self)
+        return msgspec.json.decode(self.body) if self.body.strip() else None
+
+
 @dataclass(frozen=True)
 class Address:
-    """A server. Raises ValueError for what is no http(s) URL."""
+    """A server. `timeout_s` is how long it may take until an answer begins. Raises ValueError for what is no http(s) URL."""
 
     url: str
     key: str = ""
+    timeout_s: float = 600.0
 
     async def get(self, path: str) -> Any:
         """The JSON of an answer."""
-        return await self._whole("GET", path, b"")
+        return (await self.ask("GET", path)).json()
 
     async def post(self, path: str, body: Any) -> Any:
         """The JSON of an answer."""
-        return await self._whole("POST", path, msgspec.json.encode(body))
+        return (await self.ask("POST", path, msgspec.json.encode(body))).json()
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
+        """A whole answer, whatever its status. Raises NotReady if there is none."""
+        async with self._exchange(method, path, body) as (status, headers, pieces):
+            return Reply(status, headers, b"".join([piece async for piece in pieces]))
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[bytes, None]:
         """The data of each event of a stream, without the closing [DONE]. Raises NotReady if it is cut off before that."""
-        async with self._exchange("POST", path, msgspec.json.encode(body)) as answer:
+        async with self._exchange("POST", path, msgspec.json.encode(body)) as (status, headers, pieces):
+            if status >= 400:
+                raise _refusal(Reply(status, headers, b"".join([piece async for piece in pieces])))
             held = b""
-            async for chunk in answer:
+            async for chunk in pieces:
                 *lines, held = (held + chunk).split(b"\n")
                 for line in lines:
                     data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
@@ -60,22 +92,11 @@ class Address:
                         yield data
         raise NotReady(f"{self.url} closed the connection in the middle of its answer")
 
-    async def status(self, method: str, path: str) -> int:
-        """The status of an answer alone."""
-        try:
-            async with self._exchange(method, path, b""):
-                return 200
-        except _Refused as error:
-            return error.status
-
-    async def _whole(self, method: str, path: str, body: bytes) -> Any:
-        async with self._exchange(method, path, body) as answer:
-            content = b"".join([chunk async for chunk in answer])
-        return msgspec.json.decode(content) if content.strip() else None
-
     @contextlib.asynccontextmanager
-    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Sends a request; gives the pieces of a good answer. Raises _Refused for another, NotReady if there is none."""
+    async def _exchange(
+        self, method: str, path: str, body: bytes
+    ) -> AsyncIterator[tuple[int, dict[str, str], AsyncIterator[bytes]]]:
+        """Sends a request; gives status, headers and the pieces of the body. Raises NotReady if there is no answer."""
         parts = urllib.parse.urlsplit(self.url)
         secure = parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
@@ -83,15 +104,14 @@ class Address:
             context = ssl.create_default_context() if secure else None
             reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=1 << 20)
         except OSError as error:
-            raise NotReady(f"{self.url} does not answer: {error}") from None
+            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error  # asyncio's own words hide it
+            raise NotReady(f"{self.url} does not answer: {reason}") from None
         try:
             writer.write(self._head(method, parts, path, len(body)) + body)
             await writer.drain()
-            status, chunked, length = await asyncio.wait_for(_read_head(reader), _HEAD_S)
-            pieces = _chunks(reader) if chunked else _plain(reader, length)
-            if status >= 400:
-                raise _Refused(status, b"".join([piece async for piece in pieces]), f"{method} {path}")
-            yield pieces
+            status, headers = await asyncio.wait_for(_read_head(reader), self.timeout_s)
+            chunked = "chunked" in headers.get("transfer-encoding", "")
+            yield status, headers, _chunks(reader) if chunked else _plain(reader, headers.get("content-length"))
         except (OSError, EOFError, TimeoutError) as error:
             raise NotReady(f"{self.url} broke off: {error or type(error).__name__}") from None
         finally:
@@ -109,29 +129,24 @@ class Address:
         return "\r\n".join([*lines, "", ""]).encode()
 
 
-class _Refused(Error):
+def _refusal(reply: Reply) -> Error:
     """The server's own error, in its own words."""
-
-    def __init__(self, status: int, body: bytes, where: str) -> None:
-        try:
-            told = msgspec.json.decode(body, type=_ErrorBody)
-            inner = told.error if isinstance(told.error, _Failure) else _Failure(told.error)
-            text, code = inner.message or told.message or str(told.detail or ""), inner.code
-        except msgspec.DecodeError:
-            text, code = body[:200].decode(errors="replace"), None
-        super().__init__(text or f"{where} answered {status}")
-        self.status = status
-        self.code = code if isinstance(code, str) else "server_refused"
+    try:
+        told = msgspec.json.decode(reply.body, type=_ErrorBody)
+        inner = told.error if isinstance(told.error, _Failure) else _Failure(told.error)
+        text, code = inner.message or told.message or str(told.detail or ""), inner.code
+    except msgspec.DecodeError:
+        text, code = reply.body[:200].decode(errors="replace"), None
+    error = Error(text or f"the server answered {reply.status}")
+    error.status, error.code = reply.status, code if isinstance(code, str) else "server_refused"
+    return error
 
 
-async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bool, int | None]:
-    """(status, whether the body is chunked, its length if that is said)."""
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    chunked = "chunked" in fields.get("transfer-encoding", "")
-    length = int(fields["content-length"]) if "content-length" in fields else None
-    return int(first.split(" ", 2)[1]), chunked, length
+    fields = (line.partition(":") for line in lines if line)
+    return int(first.split(" ", 2)[1]), {name.strip().lower(): value.strip() for name, _, value in fields}
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
@@ -140,9 +155,9 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
         await reader.readexactly(2)
 
 
-async def _plain(reader: asyncio.StreamReader, length: int | None) -> AsyncIterator[bytes]:
+async def _plain(reader: asyncio.StreamReader, length: str | None) -> AsyncIterator[bytes]:
     if length is not None:
-        yield await reader.readexactly(length)
+        yield await reader.readexactly(int(length))
         return
     while piece := await reader.read(1 << 16):
         yield piece
