@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from radixlm.engine.typed import Kind, kind_of
+from radixlm.errors import InvalidRequest
 from radixlm.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from radixlm.lang.errors import ProgramError
+from radixlm.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from radixlm.lang.tracer import Placeholder
-from radixlm.lang.types import Kind, constraint_of, kind_of
 from radixlm.types import SamplingParams
 
 
@@ -130,27 +132,17 @@ def gen(  # noqa: PLR0913 - SGLang's signature
     given = locals()
     if choices is not None:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
-    fields = _present({field: given[field] for field in _SAMPLED})
+    fields = _present({field: given[field] for field in SAMPLED})
     fields |= logprob_fields(return_logprob, top_logprobs_num)
-    return Expression(GenItem(name, *_shaped(fields, given, dtype, kind_of(type))))
+    return Expression(GenItem(name, *_shaped(fields, given, dtype, _kind_of(type))))
 
 
 _SAMPLED = (
-    *(
-        "max_tokens",
-        "min_tokens",
-        "n",
-        "stop",
-        "stop_token_ids",
-        "stop_regex",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-    ),
-    *("frequency_penalty", "presence_penalty", "ignore_eos", "seed", "repetition_penalty", "logit_bias"),
-    "skip_special_tokens",
+    "max_tokens min_tokens n stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty presence_penalty "
+    "repetition_penalty logit_bias ignore_eos seed skip_special_tokens"
 )
+SAMPLED = tuple(_SAMPLED.split())
+"""Arguments of `gen`, and of a `run` call for all gens that say nothing else, that are fields of SamplingParams."""
 _SHAPES = ("regex", "json_schema", "ebnf", "structural_tag", "choice")
 
 
@@ -163,8 +155,29 @@ def _shaped(fields: dict[str, Any], given: dict[str, Any], dtype: Any, kind: Kin
     if "regex" in shapes:
         _check_regex(shapes["regex"])
     if dtype is not None:
-        shapes = constraint_of(dtype, fields)
+        shapes = _regex_of(dtype, fields)
     return {**fields, **shapes, **kind.fields}, kind
+
+
+def _kind_of(wanted: Any) -> Kind:
+    try:
+        return kind_of(wanted)
+    except InvalidRequest as error:
+        raise ProgramError(error.message) from None
+
+
+_DTYPES = {"int": REGEX_INT, "float": REGEX_FLOAT, "bool": REGEX_BOOL, "str": REGEX_STR}
+
+
+def _regex_of(dtype: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The regex of an SGLang `dtype`; numbers also end at a space or a line break, beside the stops given."""
+    name = dtype if isinstance(dtype, str) else dtype.__name__ if isinstance(dtype, type) else repr(dtype)
+    if name not in _DTYPES:
+        raise ProgramError(f"dtype is {name}; it must be one of {', '.join(_DTYPES)}")
+    if name in ("int", "float"):
+        stop = fields.get("stop", [])
+        fields["stop"] = [*([stop] if isinstance(stop, str) else stop), " ", "\n"]
+    return {"regex": _DTYPES[name]}
 
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, **how: Any) -> Expression:

@@ -7,11 +7,13 @@ to have when a request starts: all that this program had computed before it, gen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from radixlm.lang.chat import Chat
 from radixlm.lang.compiler import Segment, segments
+from radixlm.lang.errors import Unsupported
 from radixlm.lang.ir import (
     Argument,
     Branch,
@@ -228,6 +230,37 @@ def as_mermaid(plan: Explained) -> str:
         last[step.branch] = node
         last |= dict.fromkeys(step.children, node)
     return "\n".join(lines)
+
+
+_COLOURS = {"gen": "#cfe8d5", "select": "#f5e1b8", "": "#e3e6ea"}
+
+
+def draw(plan: Explained, path: Path) -> None:
+    """Writes a picture: one column per branch, requests downwards. Raises Unsupported without matplotlib (extra `bench`)."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise Unsupported("pictures need matplotlib; pip install 'radixlm[bench]', or take form='mermaid'") from None
+    branches = sorted({step.branch for step in plan.steps})
+    figure = Figure(figsize=(4.5 * len(branches), 1.3 * len(plan.steps) + 0.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, len(branches))
+    axes.set_ylim(-len(plan.steps), 0.5)
+    axes.text(0.05, 0.2, f"{plan.program} (sizes in {plan.unit})", fontsize=11, weight="bold")
+    last: dict[int, tuple[float, float]] = {}
+    for number, step in enumerate(plan.steps):
+        place = branches.index(step.branch) + 0.5, -number - 0.5
+        kinds = [part.kind for part in step.parts if part.kind in _COLOURS]
+        text = step.note or "\n".join(row(part, plan.unit) for part in step.parts)
+        box = {"boxstyle": "round", "facecolor": _COLOURS[kinds[0] if kinds else ""], "edgecolor": "#666"}
+        axes.text(*place, text.replace("$", r"\$"), ha="center", va="center", fontsize=8, family="monospace", bbox=box)
+        if step.branch in last:
+            axes.annotate("", place, last[step.branch], zorder=0, arrowprops={"arrowstyle": "->", "color": "#666"})
+        last |= dict.fromkeys((step.branch, *step.children), place)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
 
 
 FORMS: dict[str, Callable[[Explained], str]] = {

@@ -7,30 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from radixlm.lang.api import logprob_fields
+from radixlm.lang.api import SAMPLED, logprob_fields
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.run import Settings
 from radixlm.options import nearest
 
-SAMPLING = {
-    "max_new_tokens": "max_tokens",
-    "max_tokens": "max_tokens",
-    "min_tokens": "min_tokens",
-    "n": "n",
-    "stop": "stop",
-    "stop_token_ids": "stop_token_ids",
-    "stop_regex": "stop_regex",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "logit_bias": "logit_bias",
-    "ignore_eos": "ignore_eos",
-    "seed": "seed",
-}
+SAMPLING = {"max_new_tokens": "max_tokens", **{name: name for name in SAMPLED}}
 _LOGPROBS = ("return_logprob", "top_logprobs_num")
 _WITHOUT_EFFECT = ("logprob_start_len", "return_text_in_logprobs", "use_thread")
 _RUNNING = ("stream", "backend", "timeout")

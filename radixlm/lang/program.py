@@ -11,18 +11,23 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from radixlm.errors import Error
 from radixlm.lang.backends.api import Backend
+from radixlm.lang.compiler import bound
 from radixlm.lang.defaults import default_backend
 from radixlm.lang.errors import ProgramError, TraceError
-from radixlm.lang.ir import Argument
+from radixlm.lang.explain import constant_nodes
+from radixlm.lang.ir import Argument, Branch, Context, Gen, Node, Program
 from radixlm.lang.options import Call, Signature
-from radixlm.lang.plan import Plan
-from radixlm.lang.run import Run, fly
+from radixlm.lang.run import Run, explain, fly
 from radixlm.lang.state import ProgramState
 from radixlm.lang.tracer import Placeholder, catching_line, line_of_program
+from radixlm.types import SamplingParams
 
 MAX_THREADS = 64
 _BATCH = 256  # programs sent together
@@ -80,11 +85,11 @@ class SglFunction:
         if state is not None:
             _launch(backend, [state])
         elif call.settings.stream:
-            state = self._live(call, backend)
+            state = self._state(call, backend, live=True)
             state._run.writer = 0  # known once it runs
             threading.Thread(target=self._interpret_safely, args=(state, call), name=self.name, daemon=True).start()
         else:
-            state = self._live(call, backend)
+            state = self._state(call, backend, live=True)
             self._interpret(state, call)
         if not call.settings.stream:
             state._run.wait(lambda: state._run.done)
@@ -98,7 +103,7 @@ class SglFunction:
         if state is not None:
             _launch(backend, [state])
         else:
-            state = self._live(call, backend)
+            state = self._state(call, backend, live=True)
             _pool().submit(self._interpret_safely, state, call)
         run = state._run
         try:
@@ -143,7 +148,7 @@ class SglFunction:
         pool, states = ThreadPoolExecutor(limit, thread_name_prefix=self.name), list[ProgramState]()
         for state, call in zip(traced, calls):
             if state is None:
-                state = self._live(call, backend)
+                state = self._state(call, backend, live=True)
                 pool.submit(self._interpret_safely, state, call)
             states.append(state)
         pool.shutdown(wait=False)
@@ -181,9 +186,6 @@ class SglFunction:
         first = run.refusals[0] if run.refusals else None
         return first and TraceError(first.reason, program=self.name, line=first.line)
 
-    def _live(self, call: Call, backend: Backend) -> ProgramState:
-        return self._state(call, backend, live=True)
-
     def _state(self, call: Call, backend: Backend | None, *, live: bool) -> ProgramState:
         run = Run(self.name, backend, call.settings, live=live)
         return ProgramState(run, run.tracks[0])
@@ -194,18 +196,14 @@ class SglFunction:
         except BaseException:
             state._run.cancel("ended by an exception in the program")
             raise
-        state._run.flush()
-        state._run.returned = True
-        state._run.ledger.touch()
+        state._run.finish()
 
     def _interpret_safely(self, state: ProgramState, call: Call) -> None:
         """In a thread of its own: what the function raises reaches whoever waits for the state."""
         state._run.writer = threading.get_ident()
         try:
             state._returned = self.func(state, **call.arguments)
-            state._run.flush()
-            state._run.returned = True
-            state._run.ledger.touch()
+            state._run.finish()
         except Exception as error:  # noqa: BLE001 - border: a thread main
             cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
             told = error if isinstance(error, ProgramError) else None
@@ -254,6 +252,48 @@ class SglFunction:
         where.submit(fly(where, [prefix], [run])).result()
         if run.ledger.error is not None:
             raise run.ledger.error
+
+
+class Plan:
+    """Made by `SglFunction.compile`. `program` is the intermediate form, with arguments still open."""
+
+    def __init__(self, traced: Run) -> None:
+        self._traced = traced
+        self.program = traced.whole()
+
+    @property
+    def missing(self) -> list[str]:
+        """Arguments that are still to be given."""
+        return list(dict.fromkeys(node.name for _, node in self.program.nodes() if isinstance(node, Argument)))
+
+    def run(self, backend: Backend | None = None, **arguments: str) -> ProgramState:
+        """Runs it to the end with these texts as arguments. Raises what went wrong."""
+        if unknown := [name for name in arguments if name not in self.missing]:
+            raise ProgramError(f"there is no open argument {unknown[0]}", program=self.program.name)
+        where = backend or self._traced.backend or default_backend()
+        run = Run(self.program.name, where, self._traced.settings, live=True)
+        nodes = {branch.id: list(branch.nodes) for branch in bound(self.program, arguments).branches}
+        run.tracks = [
+            replace(t, variables=dict(t.variables), nodes=nodes[t.id], num_sent=0) for t in self._traced.tracks
+        ]
+        run.returned = True
+        run.follow(where.submit(fly(where, [run.program()], [run])))
+        run.wait(lambda: run.done)
+        return ProgramState(run, run.tracks[0])
+
+    def prefix(self) -> Program:
+        """The constant beginning alone, computed and not continued."""
+        nodes: list[Node] = list(constant_nodes(self.program))
+        if not nodes:
+            raise ProgramError(
+                "it begins with nothing constant, so there is nothing to cache", program=self.program.name
+            )
+        nodes.append(Gen(name="cache", sampling=SamplingParams(max_tokens=0)))
+        return msgspec.structs.replace(self.program, branches=(Branch(0, tuple(nodes), Context()),))
+
+    def explain(self, form: str = "text") -> str:
+        """The plan as text, json or mermaid, or written to FILE.png."""
+        return explain(self._traced, form)
 
 
 def _launch(backend: Backend, states: Sequence[ProgramState]) -> None:

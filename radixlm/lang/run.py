@@ -18,11 +18,12 @@ from typing import Any
 
 import msgspec
 
-from radixlm.errors import Aborted, Error, RequestTimeout
+from radixlm.engine.typed import Kind, read
+from radixlm.errors import Aborted, Error, InvalidRequest, RequestTimeout
 from radixlm.lang.api import GenItem, Item, ReasonItem, RoleItem, SelectItem, sampling_of
 from radixlm.lang.backends.api import Backend
 from radixlm.lang.errors import ProgramError, TraceError
-from radixlm.lang.explain import FORMS, Measure, explained
+from radixlm.lang.explain import FORMS, Measure, draw, explained
 from radixlm.lang.ir import (
     Begin,
     Branch,
@@ -42,9 +43,7 @@ from radixlm.lang.ir import (
     Text,
 )
 from radixlm.lang.ledger import Ledger
-from radixlm.lang.picture import draw
 from radixlm.lang.tracer import Placeholder, line_of_program, node_of
-from radixlm.lang.types import Kind, read
 
 _flying: set[Future[None]] = set()
 
@@ -219,12 +218,7 @@ class Run:
             )
         where = variable.branch, variable.key
         self.flush_for(lambda: where in self.ledger.values)
-        value = self.ledger.values[where]
-        if variable.kind.is_text:
-            return value
-        if isinstance(value, list):
-            return [read(variable.kind, name, text) for text in value]
-        return read(variable.kind, name, value)
+        return _typed(variable.kind, name, self.ledger.values[where])
 
     def flush_for(self, ready: Any) -> None:
         """Sends what is recorded and waits. Raises the error that makes it impossible."""
@@ -283,6 +277,12 @@ class Run:
         settings = self.settings
         return Program(name=self.name, branches=branches, stream=settings.stream, tools=settings.tools)
 
+    def finish(self) -> None:
+        """The program's function has returned: sends what is left."""
+        self.flush()
+        self.returned = True
+        self.ledger.touch()
+
     def follow(self, future: Future[None], branches: list[int] | None = None) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""
         self._futures.append(future)
@@ -339,6 +339,14 @@ class Run:
         elif (error := future.exception()) is not None:
             cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
             self.ledger.fail(ProgramError(cause.message, program=self.name, cause=cause))
+
+
+def _typed(kind: Kind, name: str, value: str | list[str]) -> Any:
+    """The value that a text stands for, or each of a list. Raises ProgramError for none, as a text that was cut off may be."""
+    try:
+        return [read(kind, text) for text in value] if isinstance(value, list) else read(kind, value)
+    except InvalidRequest as error:
+        raise ProgramError(f"{name}: {error.message}") from None
 
 
 def explain(run: Run, form: str) -> str:

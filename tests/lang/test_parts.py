@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import radixlm as sgl
 from radixlm.errors import InvalidRequest
+from radixlm.lang.backends.model import Encoder
 from radixlm.lang.chat import TemplateChat
 from radixlm.lang.choices import pick
 from radixlm.lang.ir import Context
 from radixlm.lang.reasoning import separate
 from radixlm.lang.sequence import Sequence
-from radixlm.lang.tokens import Encoder
 from radixlm.text.template import ChatOptions, ChatTemplate
 from tests.unit.text_fixtures import SPECIAL, byte_fallback, byte_level
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property, lru_cache
@@ -18,11 +19,34 @@ from radixlm.errors import Error
 from radixlm.lang.chat import TemplateChat
 from radixlm.lang.ir import Close, Context, Open, Program, Text
 from radixlm.lang.sequence import Sequence as Held
-from radixlm.lang.tokens import Encoder
 from radixlm.messages import TokenLogprobs
+from radixlm.text.tokenizer import Tokenizer
 from radixlm.types import SamplingParams
 
 WORTH_PINNING = 32  # tokens shared by a batch
+
+
+class Encoder:
+    """A tokenizer that remembers what it was asked, for programs repeat their texts.
+
+    A special token is a border that no other token crosses, so a text is cut before each.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.vocabulary
+        spelled = tokenizer.borders if vocabulary.exact and not vocabulary.strips_space else ()
+        self._border = re.compile(f"(?={'|'.join(map(re.escape, spelled))})") if spelled else None
+        self._stretch = lru_cache(1024)(self._encode)
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """As `Tokenizer.encode`. Raises InvalidRequest for text that is no Unicode."""
+        if add_special or self._border is None:
+            return list(self._stretch(text, add_special))
+        return [token for part in self._border.split(text) if part for token in self._stretch(part, False)]
+
+    def _encode(self, text: str, special: bool) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special=special))
 
 
 class EngineModel:

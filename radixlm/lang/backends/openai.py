@@ -24,20 +24,11 @@ from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
 from radixlm.types import SamplingParams
 
-_OWN = {
-    name: name
-    for name in (
-        *("max_tokens", "temperature", "top_p", "n", "stop", "seed", "frequency_penalty", "presence_penalty"),
-        *("logit_bias", "logprobs", "json_schema", "skip_special_tokens"),
-    )
-}
-_EXTENSIONS = {
-    name: name
-    for name in (
-        *("min_tokens", "top_k", "min_p", "repetition_penalty", "stop_token_ids", "stop_regex", "ignore_eos"),
-        *("regex", "ebnf", "structural_tag"),
-    )
-}
+_OWN = (
+    "max_tokens temperature top_p n stop seed frequency_penalty presence_penalty logit_bias logprobs json_schema "
+    "skip_special_tokens"
+)
+_EXTENSIONS = "min_tokens top_k min_p repetition_penalty stop_token_ids stop_regex ignore_eos regex ebnf structural_tag"
 
 
 class OpenAIBackend(RemoteBackend):
@@ -52,7 +43,8 @@ class OpenAIBackend(RemoteBackend):
         extensions: bool = False,
     ) -> None:
         self.address = Address(base_url.rstrip("/"), api_key or "")
-        super().__init__(_OpenAIModel(self.address, model, _OWN | (_EXTENSIONS if extensions else {})))
+        taken = f"{_OWN} {_EXTENSIONS}" if extensions else _OWN
+        super().__init__(_OpenAIModel(self.address, model, {name: name for name in taken.split()}))
 
     async def flush_cache(self) -> None:
         """Raises Unsupported."""

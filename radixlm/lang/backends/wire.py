@@ -104,7 +104,9 @@ class Address:
             context = ssl.create_default_context() if secure else None
             reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=1 << 20)
         except OSError as error:
-            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error  # asyncio's own words hide it
+            reason = (
+                os.strerror(error.errno) if error.errno and error.errno > 0 else error
+            )  # asyncio's own words hide it
             raise NotReady(f"{self.url} does not answer: {reason}") from None
         try:
             writer.write(self._head(method, parts, path, len(body)) + body)
