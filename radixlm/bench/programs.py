@@ -64,13 +64,30 @@ class _Bench:
         self._document = _WORDS * 59  # about 1,000 tokens
 
     def run(self, sheet: Sheet) -> None:
-        two_stage: Ways = {OURS: self._programs, _CALLS: self._calls, _IN_TURN: self._calls_in_turn}
-        fork: Ways = {OURS: self._fork, _CALLS: self._fork_calls, _IN_TURN: self._fork_calls_in_turn}
-        two_stage[_ALONE], fork[_ALONE] = self._alone(self._calls), self._alone(self._fork_calls)
         name = f"two-stage, {self._instances} instances, 300-token prefix"
-        self._case(name, two_stage, self._instances, sheet)
-        self._case(f"fork of {_QUESTIONS} over 1,000 tokens", fork, _QUESTIONS, sheet)
+        self._case(name, self._ways(self._programs, self._two_calls, self._instances), self._instances, sheet)
+        name = f"fork of {_QUESTIONS} over 1,000 tokens"
+        self._case(name, self._ways(self._fork, self._one_call, _QUESTIONS), _QUESTIONS, sheet)
         self._overhead(sheet)
+
+    def _ways(self, program: Callable[[int], None], calls: Callable[[int, int], None], count: int) -> Ways:
+        """The program, and its calls for instance i: each from a thread of its own, in turn, and with nothing shared."""
+
+        def together(repeat: int) -> None:
+            num = count if repeat >= 0 else 4
+            with ThreadPoolExecutor(num) as pool:
+                list(pool.map(lambda i: calls(repeat, i), range(num)))
+
+        def in_turn(repeat: int) -> None:
+            for i in range(count if repeat >= 0 else 4):
+                calls(repeat, i)
+
+        def alone(repeat: int) -> None:
+            self._shares = False
+            together(repeat)
+            self._shares = True
+
+        return {OURS: program, _CALLS: together, _IN_TURN: in_turn, _ALONE: alone}
 
     def _case(self, name: str, ways: Ways, count: int, sheet: Sheet) -> None:
         for way in ways.values():
@@ -100,16 +117,6 @@ class _Bench:
         # The literals of a script are computed too, though no prompt: they are counted with what is forced.
         return counts["steps"], counts["prompt_tokens"] - counts["cached_tokens"] + counts["forced_tokens"]
 
-    def _alone(self, run: Callable[[int], None]) -> Callable[[int], None]:
-        """The same, each call with a cache of its own."""
-
-        def alone(repeat: int) -> None:
-            self._shares = False
-            run(repeat)
-            self._shares = True
-
-        return alone
-
     # -- two stages ---------------------------------------------------------------------------------------------------
 
     def _programs(self, repeat: int) -> None:
@@ -117,17 +124,8 @@ class _Bench:
         rows = [{"prefix": self._prefix, "question": _question(repeat, i)} for i in range(count)]
         two_stage.run_batch(rows, backend=self._backend, temperature=0, ignore_eos=True)
 
-    def _calls(self, repeat: int) -> None:
-        count = self._instances if repeat >= 0 else 4
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lambda i: self._two_calls(_question(repeat, i)), range(count)))
-
-    def _calls_in_turn(self, repeat: int) -> None:
-        for i in range(self._instances if repeat >= 0 else 4):
-            self._two_calls(_question(repeat, i))
-
-    def _two_calls(self, question: str) -> None:
-        text = f"{self._prefix}Question: {question}\nThinking:"
+    def _two_calls(self, repeat: int, i: int) -> None:
+        text = f"{self._prefix}Question: {_question(repeat, i)}\nThinking:"
         text += self._generate(text, _THINK) + "\nSo the answer is"
         self._generate(text, _ANSWER)
 
@@ -136,14 +134,6 @@ class _Bench:
     def _fork(self, repeat: int) -> None:
         document = f"{repeat} {self._document}"
         forked.run(document=document, repeat=repeat, backend=self._backend, temperature=0, ignore_eos=True)
-
-    def _fork_calls(self, repeat: int) -> None:
-        with ThreadPoolExecutor(_QUESTIONS) as pool:
-            list(pool.map(lambda i: self._one_call(repeat, i), range(_QUESTIONS)))
-
-    def _fork_calls_in_turn(self, repeat: int) -> None:
-        for i in range(_QUESTIONS):
-            self._one_call(repeat, i)
 
     def _one_call(self, repeat: int, i: int) -> None:
         self._generate(f"{repeat} {self._document}Question: {_question(repeat, i)}\nAnswer:", _REMARK)

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Protocol
 
-from radixlm.engine.output import Delta, Usage
+from radixlm.engine.output import Completion, Delta, Usage
 from radixlm.engine.validate import Stretch
 from radixlm.errors import Aborted, Error
 from radixlm.lang.chat import Chat
@@ -47,7 +47,6 @@ from radixlm.lang.ir import (
 from radixlm.lang.reasoning import separate
 from radixlm.lang.sequence import Sequence
 from radixlm.messages import TokenLogprobs
-from radixlm.types import Finish
 
 logger = logging.getLogger(__name__)
 
@@ -117,35 +116,17 @@ def _told(error: Exception, index: int) -> ErrorEvent:
     return ErrorEvent(index, f"{type(error).__name__}: {error}")
 
 
-class _Answer:
-    """One answer to one generated part, as it grows."""
+def _answers(gen: Gen) -> list[Completion]:
+    """The answers to a generated part, as they begin."""
+    return [Completion(index, 0) for index in range(gen.sampling.n)]
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.num_tokens = 0
-        self.logprobs: list[TokenLogprobs] = []
-        self.kept: list[int] = []
-        self.finish: Finish | None = None
 
-    def add(self, delta: Delta) -> None:  # hot
-        self.text += delta.text
-        self.num_tokens += len(delta.tokens) - delta.num_dropped
-        self.logprobs += delta.logprobs
-        if delta.finish is not None:
-            self.finish, self.kept = delta.finish, delta.kept
-
-    def check(self) -> None:
-        """Raises Aborted if it was cut short."""
-        assert self.finish is not None, "an answer that ended has a reason"
-        if self.finish.type == "abort":
-            raise Aborted(self.finish.message or "the request was aborted")
-
-    def meta(self) -> Meta:
-        assert self.finish is not None, "an answer that ended has a reason"
-        scores = tuple(self.logprobs)
-        return Meta(
-            finish=self.finish.type, matched=self.finish.matched, completion_tokens=self.num_tokens, logprobs=scores
-        )
+def _meta(answer: Completion) -> Meta:
+    assert answer.finish is not None, "an answer that ended has a reason"
+    finish, scores = answer.finish, tuple(answer.logprobs)
+    if finish.type == "abort":
+        raise Aborted(finish.message or "the request was aborted")
+    return Meta(finish=finish.type, matched=finish.matched, completion_tokens=len(answer.tokens), logprobs=scores)
 
 
 def _pairs(scores: Scores) -> list[list[tuple[float | None, int]]]:
@@ -238,18 +219,18 @@ class _Runner:
 
     async def _generate(self, nodes: list[Node], texts: dict[int, str], gens: list[Gen]) -> None:
         """The script from the first generated part on; `nodes` begins with it."""
-        answers = [_Answer() for _ in range(gens[0].sampling.n)]
+        answers, kept = _answers(gens[0]), list[int]()
         started, part = time.perf_counter(), 0
         stretches = self._stretches(nodes, texts)
         async with aclosing(self._instance.model.script(self._sequence, stretches)) as deltas:
             async for delta in deltas:
-                answer = answers[delta.index]
-                answer.add(delta)
+                answers[delta.index].add(delta)
                 if delta.index == 0:
                     self._tell_text(gens[part], delta)
+                    kept = delta.kept
                 if delta.finish is None or any(a.finish is None for a in answers):
                     continue
-                self._take(gens[part], answers)
+                self._take(gens[part], answers, kept)
                 nodes.pop(0)
                 while nodes and not isinstance(nodes[0], Gen):
                     self._apply(self._sequence, nodes.pop(0), texts, told=True)
@@ -257,7 +238,7 @@ class _Runner:
                 if delta.usage is not None and part == len(gens):
                     self._tell_usage(gens, delta.usage, time.perf_counter() - started)
                 if part < len(gens):
-                    answers = [_Answer() for _ in range(gens[part].sampling.n)]
+                    answers = _answers(gens[part])
 
     def _stretches(self, nodes: list[Node], texts: dict[int, str]) -> list[Stretch]:
         """The parts with the literal run before each: what the sequence is going to hold, read ahead."""
@@ -290,14 +271,12 @@ class _Runner:
         if told and added and self._instance.program.stream:
             self._emit(TextEvent(self._instance.index, self._id, added))
 
-    def _take(self, gen: Gen, answers: list[_Answer]) -> None:
-        """A generated part ended: it enters the sequence and becomes a value."""
-        for answer in answers:
-            answer.check()
-        first = answers[0]
-        self._sequence.generated(first.text, first.kept)
-        value = first.text if gen.sampling.n == 1 else [answer.text for answer in answers]
-        self._set(gen.name, value, tuple(answer.meta() for answer in answers))
+    def _take(self, gen: Gen, answers: list[Completion], kept: list[int]) -> None:
+        """A generated part ended: it enters the sequence, as the tokens kept of its first answer, and becomes a value."""
+        metas = tuple(map(_meta, answers))
+        text = answers[0].text
+        self._sequence.generated(text, kept)
+        self._set(gen.name, text if gen.sampling.n == 1 else [answer.text for answer in answers], metas)
 
     # -- what ends a segment ------------------------------------------------------------------------------------------
 

@@ -13,28 +13,7 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file
 
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 FILE_TYPES = {"BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-
-
-def gguf_name(name: str) -> str:
-    """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight. Raises KeyError for a name Llama has not."""
-    stem = name.removesuffix(".weight")
-    if stem in TOP_NAMES:
-        return f"{TOP_NAMES[stem]}.weight"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{BLOCK_NAMES[rest]}.weight"
 
 
 def interleaved(weight: np.ndarray[Any, np.dtype[np.float32]], heads: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -50,12 +29,15 @@ def export(folder: Path, target: Path, kind: str) -> None:
     writer = gguf.GGUFWriter(partial, "llama")
     _write_config(writer, config)
     writer.add_file_type(FILE_TYPES[kind])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in _tensors(folder):
         weight = tensor.float().numpy()
         if ".q_proj." in name or ".k_proj." in name:
             heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             weight = interleaved(weight, heads)
-        _add(writer, gguf_name(name), np.ascontiguousarray(weight), kind)
+        known = names.get_name(name, try_suffixes=(".weight",))
+        assert known is not None, f"Llama has no tensor {name}"
+        _add(writer, known, np.ascontiguousarray(weight), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
