@@ -1,46 +1,45 @@
 """Renders templates in processes of their own, so that a hostile one costs a bounded time and memory and nothing else.
 
 The sandbox stops a template from reaching out, but not from looping or from building huge values inside one operation. A
-process that takes longer than `RENDER_S` is killed and replaced; how much it may allocate is limited where it starts
-(`render_child.py`). Frames are a length and msgpack.
+process that takes longer than `RENDER_S` is killed and replaced; how much it may allocate is limited where it starts.
+`python -m radixlm.text.isolation` is that process.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import select
-import subprocess
+import resource
 import sys
-import time
 from collections.abc import Mapping
 
 import msgspec
 
-from radixlm.errors import InvalidRequest, ModelError, NotReady
+from radixlm.errors import Error, InvalidRequest, ModelError, NotReady
+from radixlm.killable import Killable, frames, limit, reply
+from radixlm.text.jinja import Rendering
 from radixlm.types import Json
 
 RENDER_S = 2.0
 START_S = 30.0
 NUM_CHILDREN = 2  # a slow template must not stop everybody else's
-_LENGTH = 4
+_MAX_BYTES = 1 << 30  # of address space, the interpreter's own 100 MB included
 
 
-class Order(msgspec.Struct):
+class _Order(msgspec.Struct):
     """The first frame to a child."""
 
     sources: dict[str, str]
     max_chars: int
 
 
-class Job(msgspec.Struct):
+class _Job(msgspec.Struct):
     """Every other frame to a child."""
 
     name: str
     variables: Json
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
+class _Answer(msgspec.Struct, omit_defaults=True):
     """A frame from a child: `error` if it could not, else the text (empty after the order)."""
 
     text: str = ""
@@ -49,23 +48,17 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
-
-
-def frame(message: Order | Job | Answer) -> bytes:
-    """A message as it travels."""
-    payload = _encode(message)
-    return len(payload).to_bytes(_LENGTH, "little") + payload
+_decode_answer = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class IsolatedRendering:
     """As `Rendering`, for use from any thread. Raises ModelError if a template does not compile."""
 
     def __init__(self, sources: Mapping[str, str], max_chars: int) -> None:
-        self._order = Order(dict(sources), max_chars)
-        self._idle: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()  # None: may be started when needed
+        self._order = _encode(_Order(dict(sources), max_chars))
+        self._idle: queue.SimpleQueue[Killable | None] = queue.SimpleQueue()  # None: may be started when needed
         try:
-            first = _Child(self._order)
+            first = self._start()
         except (OSError, EOFError) as error:
             why = f"is not compiled after {START_S:g} s" if isinstance(error, TimeoutError) else "ends its process"
             raise ModelError(f"the chat template {why}; give another with --chat-template") from None
@@ -77,8 +70,8 @@ class IsolatedRendering:
         child = self._idle.get()
         try:
             if child is None:
-                child = _Child(self._order)
-            answer = child.ask(Job(name, variables), RENDER_S)
+                child = self._start()
+            answer = _decode_answer(child.ask(_encode(_Job(name, variables)), RENDER_S))
         except TimeoutError:
             text = f"the chat template took more than {RENDER_S:g} s over these messages; send fewer"
             raise InvalidRequest(text, param="messages") from None
@@ -90,50 +83,38 @@ class IsolatedRendering:
             raise InvalidRequest(answer.error, param=answer.param)
         return answer.text
 
-
-class _Child:
-    """One process. After an error it is dead."""
-
-    def __init__(self, order: Order) -> None:
-        words = [sys.executable, "-m", "radixlm.text.render_child"]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self.alive = True
-        answer = self.ask(order, START_S)
+    def _start(self) -> Killable:
+        child = Killable(__name__)
+        answer = _decode_answer(child.ask(self._order, START_S))
         if answer.error:
-            self._kill()
+            child.kill()
             raise ModelError(answer.error)
+        return child
 
-    def ask(self, message: Order | Job, limit_s: float) -> Answer:
-        """The answer to one frame. Raises TimeoutError or EOFError or OSError, and is dead then."""
-        deadline = time.monotonic() + limit_s
+
+def main() -> int:
+    """The child's life: the templates, then jobs."""
+    limit(resource.RLIMIT_AS, _MAX_BYTES)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
+    asked = frames()
+    order = msgspec.msgpack.decode(next(asked), type=_Order)
+    try:
+        rendering = Rendering(order.sources, order.max_chars)
+    except Error as error:
+        reply(_encode(_Answer(error=error.message)))
+        return 1
+    reply(_encode(_Answer()))
+    decoder = msgspec.msgpack.Decoder(_Job)
+    for frame in asked:
+        job = decoder.decode(frame)
         try:
-            assert self._process.stdin is not None, "it was given a pipe"
-            rest = memoryview(frame(message))
-            while rest:
-                rest = rest[self._process.stdin.write(rest) :]
-            size = int.from_bytes(self._read(_LENGTH, deadline), "little")
-            return _decode_answer(self._read(size, deadline))
-        except BaseException:
-            self._kill()
-            raise
+            answer = _Answer(rendering.run(job.name, job.variables))
+        except Error as error:
+            answer = _Answer(error=error.message, param=error.param)
+        reply(_encode(answer))
+    return 0
 
-    def _read(self, size: int, deadline: float) -> bytes:
-        assert self._process.stdout is not None, "it was given a pipe"
-        source, found = self._process.stdout.fileno(), bytearray()
-        while len(found) < size:
-            ready, _, _ = select.select([source], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            data = os.read(source, size - len(found))
-            if not data:
-                raise EOFError
-            found += data
-        return bytes(found)
 
-    def _kill(self) -> None:
-        self.alive = False
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+if __name__ == "__main__":
+    sys.exit(main())

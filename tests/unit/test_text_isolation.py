@@ -106,7 +106,7 @@ def test_a_template_that_does_not_compile_is_named_at_start():
 def test_a_killed_process_costs_one_request():
     template = ChatTemplate({"default": FINE}, {}, 1024, isolated=True)
     for child in psutil.Process().children():
-        if "radixlm.text.render_child" in child.cmdline():
+        if "radixlm.text.isolation" in child.cmdline():
             child.kill()
     outcomes: list[object] = []
     for _ in range(4):
