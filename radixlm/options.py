@@ -14,6 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import msgspec
+
 from radixlm.config import Config, choices, flag
 from radixlm.errors import ConfigError
 
@@ -39,7 +41,7 @@ SPELLINGS = {
 MODEL_GROUPS = ("model", "device", "memory", "schedule")
 """The groups of options that a model in this process has; the others are a server's."""
 
-_BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}  # of environment variables
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,21 +128,19 @@ def _from_file(path: str | None) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    found = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
-        for name, text in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
-    }
-    for name in found:
-        _require_known(name, "environment")
-    return {name: _parse(name, text) for name, text in found.items()}
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            _require_known(name, "environment")
+            found[name] = _typed(name, _WORDS.get(text.lower(), text), f"environment variable {variable}", strict=False)
+    return found
 
 
 def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    for name, value in values.items():
+    for name in values:
         _require_known(name, source)
-        _check_type(name, value, source)
-    return dict(values)
+    return {name: _typed(name, value, source, strict=True) for name, value in values.items()}
 
 
 def _require_known(name: str, source: str) -> None:
@@ -149,25 +149,13 @@ def _require_known(name: str, source: str) -> None:
         raise ConfigError(f"{source}: unknown option {name}{nearest(name, known)}", param=name)
 
 
-def _check_type(name: str, value: Any, source: str) -> None:
-    kind = _kind(name)
-    fits = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-    if value is None and getattr(Config, name) is None:
-        return
-    allowed = choices(name)
-    if not fits or (allowed and value not in allowed):
-        wanted = "one of " + ", ".join(allowed) if allowed else kind.__name__
-        raise ConfigError(f"{source}: {name} is {value!r}; it must be {wanted}", param=name)
-
-
-def _parse(name: str, text: str) -> Any:
-    source, kind = f"environment variable {ENVIRONMENT_PREFIX}{name.upper()}", _kind(name)
+def _typed(name: str, value: Any, source: str, *, strict: bool) -> Any:
     try:
-        value = _BOOLS[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise ConfigError(f"{source} is {text!r}; it must be {kind.__name__}", param=name) from None
-    _check_type(name, value, source)
-    return value
+        return msgspec.convert(value, get_type_hints(Config)[name], strict=strict)
+    except msgspec.ValidationError:
+        allowed = choices(name)
+        wanted = "one of " + ", ".join(allowed) if allowed else _kind(name).__name__
+        raise ConfigError(f"{source}: {name} is {value!r}; it must be {wanted}", param=name) from None
 
 
 def _kind(name: str) -> type:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
 from radixlm.config import Config
 from radixlm.errors import ModelError
 from radixlm.types import Json
@@ -17,11 +20,13 @@ from radixlm.weights.cache import cache_folder, cached
 from radixlm.weights.gguf import MAGIC, GgufFile, open_gguf
 from radixlm.weights.gguf_config import config_json, generation_json
 from radixlm.weights.gguf_tokenizer import write_tokenizer
-from radixlm.weights.hub import hub_folder
 from radixlm.weights.shapes import SHAPES
 from radixlm.weights.smollm2 import NAME as SMOLLM2
 from radixlm.weights.smollm2 import smollm2_folder
 
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+WEIGHTS = ["*.safetensors"]
+CONNECT_TIMEOUT_S = 4.0
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
 TOKENIZER_FORMAT = 1  # of what `write_tokenizer` writes; a change makes new cache entries
 
@@ -62,6 +67,26 @@ def _path(config: Config, *, weights: bool) -> Path:
     raise ModelError(
         f"there is no model {config.model}: no such folder or GGUF file, not a hub id (owner/name), not {SMOLLM2}"
     )
+
+
+def hub_folder(model: str, revision: str | None, *, weights: bool) -> Path:
+    """The local folder of a hub model, in the hub's own cache; without weights, only its configs and tokenizer.
+
+    Raises ModelError if the hub has no such model or cannot be reached.
+    """
+    patterns = SMALL_FILES + (WEIGHTS if weights else [])
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=patterns, etag_timeout=CONNECT_TIMEOUT_S
+        )
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"{model} is neither a local path nor a model of the hub; check the spelling") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"{model} is no local path, and the hub could not give it ({reason}); check the network or give a folder"
+        ) from error
+    return Path(folder)
 
 
 def _only(files: list[Path], folder: Path) -> Path:
