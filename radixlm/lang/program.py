@@ -80,17 +80,8 @@ class SglFunction:
     def run(self, *args: Any, **options: Any) -> ProgramState:
         """Runs to the end, or with `stream=True` returns at once. Raises what went wrong, naming program, line and node."""
         call = self._signature.call(args, options)
-        backend = call.backend or default_backend()
-        state = self._trace(call, backend)
-        if state is not None:
-            _launch(backend, [state])
-        elif call.settings.stream:
-            state = self._state(call, backend, live=True)
-            state._run.writer = 0  # known once it runs
-            threading.Thread(target=self._interpret_safely, args=(state, call), name=self.name, daemon=True).start()
-        else:
-            state = self._state(call, backend, live=True)
-            self._interpret(state, call)
+        interpret = self._interpret_in_thread if call.settings.stream else self._interpret
+        (state,) = self._start([call], call.backend or default_backend(), interpret)
         if not call.settings.stream:
             state._run.wait(lambda: state._run.done)
         return state
@@ -99,12 +90,7 @@ class SglFunction:
         """`run` for event loops; cancelling it ends the run."""
         call = self._signature.call(args, options)
         backend = call.backend or await asyncio.to_thread(default_backend)
-        state = self._trace(call, backend)
-        if state is not None:
-            _launch(backend, [state])
-        else:
-            state = self._state(call, backend, live=True)
-            _pool().submit(self._interpret_safely, state, call)
+        (state,) = self._start([call], backend, functools.partial(_pool().submit, self._interpret_safely))
         run = state._run
         try:
             await run.ledger.wait_async(lambda: run.done and run.returned)
@@ -134,25 +120,26 @@ class SglFunction:
             return []
         backend = calls[0].backend or default_backend()
         limit = MAX_THREADS if num_threads == "auto" else max(1, min(int(num_threads), MAX_THREADS))
-        states = self._start_all(calls, backend, limit)
+        pool = ThreadPoolExecutor(limit, thread_name_prefix=self.name)
+        states = self._start(calls, backend, functools.partial(pool.submit, self._interpret_safely))
+        pool.shutdown(wait=False)
         results = _in_order(states, _advance_bar(len(states)) if progress_bar else None)
         return results if generator_style else list(results)
 
-    def _start_all(self, calls: list[Call], backend: Backend, limit: int) -> list[ProgramState]:
-        traced = [self._trace(call, backend) for call in calls]
-        ready = [state for state in traced if state is not None]
+    def _start(
+        self, calls: Sequence[Call], backend: Backend, interpret: Callable[[ProgramState, Call], object]
+    ) -> list[ProgramState]:
+        """Launches the instances that can be traced together, and has the others interpreted."""
+        states = [self._trace(call, backend) for call in calls]
+        ready = [state for state in states if state is not None]
         for start in range(0, len(ready), _BATCH):
             _launch(backend, ready[start : start + _BATCH])
-        if len(ready) == len(calls):
-            return ready
-        pool, states = ThreadPoolExecutor(limit, thread_name_prefix=self.name), list[ProgramState]()
-        for state, call in zip(traced, calls):
-            if state is None:
-                state = self._state(call, backend, live=True)
-                pool.submit(self._interpret_safely, state, call)
-            states.append(state)
-        pool.shutdown(wait=False)
-        return states
+        return [self._live(call, backend, interpret) if s is None else s for s, call in zip(states, calls)]
+
+    def _live(self, call: Call, backend: Backend, interpret: Callable[[ProgramState, Call], object]) -> ProgramState:
+        state = self._state(call, backend, live=True)
+        interpret(state, call)
+        return state
 
     # -- how --------------------------------------------------------------------------------------------------------
 
@@ -197,6 +184,10 @@ class SglFunction:
             state._run.cancel("ended by an exception in the program")
             raise
         state._run.finish()
+
+    def _interpret_in_thread(self, state: ProgramState, call: Call) -> None:
+        state._run.writer = 0  # known once it runs
+        threading.Thread(target=self._interpret_safely, args=(state, call), name=self.name, daemon=True).start()
 
     def _interpret_safely(self, state: ProgramState, call: Call) -> None:
         """In a thread of its own: what the function raises reaches whoever waits for the state."""
