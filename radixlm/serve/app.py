@@ -29,7 +29,7 @@ from radixlm.serve.embeddings import Embeddings
 from radixlm.serve.encode import Encoder
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.grammar import GrammarCheck
-from radixlm.serve.health import Health
+from radixlm.serve.health import Health, LiveStats
 from radixlm.serve.hosts import Hosts, words
 from radixlm.serve.models import Models
 from radixlm.serve.native import Native
@@ -65,6 +65,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *health.rows(),
         *Cache(frontend, config).rows(),
         *page_rows(),
+        health.get("/v1/stats", health.stats, LiveStats, "metrics"),
         *Programs(frontend, config).rows(),
     ]
     document = OpenApi(rows)
