@@ -82,39 +82,36 @@ class Metrics:
             "radixlm_requests", "Choices generated, by how they ended.", ("outcome",), registry=self.registry
         )
         self.open_requests = Gauge(
-            "radixlm_open_requests",
-            "Choices being generated.",
-            registry=self.registry,
-            multiprocess_mode="livesum",
+            "radixlm_open_requests", "Choices being generated.", registry=self.registry, multiprocess_mode="livesum"
         )
         self.queue_seconds = self._histogram("queue_seconds", "Time until admission.")
         self.first_token_seconds = self._histogram("time_to_first_token_seconds", "Time until the first token arrived.")
         self.request_seconds = self._histogram("request_seconds", "Time until the last token arrived.")
-        self.token_seconds = Histogram(
-            "radixlm_time_per_output_token_seconds",
-            "Mean time per token after the first, per choice.",
-            buckets=_TOKEN_SECONDS,
-            registry=self.registry,
-        )
+        text = "Mean time per token after the first, per choice."
+        self.token_seconds = self._histogram("time_per_output_token_seconds", text, _TOKEN_SECONDS)
 
     def exposition(self, engine_stats: Mapping[str, Any]) -> bytes:
         """All metrics in the Prometheus text format."""
         self._engine.values = engine_stats
-        if _FOLDER not in os.environ:
-            return generate_latest(self.registry)
-        everybodys = CollectorRegistry()
-        MultiProcessCollector(everybodys)
-        everybodys.register(self._engine)
-        return generate_latest(everybodys)
+        return generate_latest(self._everybodys())
 
     def first_token_counts(self) -> tuple[list[float], list[int]]:
         """Upper bounds in seconds, and how many first tokens came within each and not the one before; the last is the rest."""
-        samples = [
-            one for one in next(iter(self.first_token_seconds.collect())).samples if one.name.endswith("_bucket")
-        ]
+        name = "radixlm_time_to_first_token_seconds"
+        families = [family for family in self._everybodys().collect() if family.name == name]
+        samples = [one for family in families for one in family.samples if one.name.endswith("_bucket")]
         totals = [int(one.value) for one in samples]
         counts = [total - before for before, total in zip([0, *totals], totals)]
         return [float(one.labels["le"]) for one in samples[:-1]], counts
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"radixlm_{name}", text, buckets=_SECONDS, registry=self.registry)
+    def _everybodys(self) -> CollectorRegistry:
+        """What all frontends counted, and the engine."""
+        if _FOLDER not in os.environ:
+            return self.registry
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged)
+        merged.register(self._engine)
+        return merged
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"radixlm_{name}", text, buckets=buckets, registry=self.registry)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import re
 import secrets
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,8 +19,8 @@ from radixlm.engine.caller import ALL_SCOPES, Caller
 from radixlm.errors import ConfigError
 
 KeyScope = Literal["inference", "metrics", "admin"]
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HEX = re.compile(r"[0-9a-f]{64}")
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Limit = Annotated[int, msgspec.Meta(ge=1)]
 _MIN_CHARS = 8
 
 
@@ -29,10 +28,10 @@ class KeyEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One table of the file behind `--api-keys`; its name is the key's."""
 
     key: str | None = None
-    sha256: str | None = None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
     scopes: tuple[KeyScope, ...] = ("inference",)
-    max_requests: int | None = None
-    max_tokens: int | None = None
+    max_requests: Limit | None = None
+    max_tokens: Limit | None = None
 
 
 class Keys:
@@ -111,25 +110,15 @@ def _own_digest(where: str, key: str) -> bytes:
 
 def _read(path: str) -> dict[str, KeyEntry]:
     try:
-        return msgspec.convert(tomllib.loads(Path(path).read_text("utf-8")), dict[str, KeyEntry])
+        return msgspec.convert(tomllib.loads(Path(path).read_text("utf-8")), dict[Name, KeyEntry])
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"--api-keys {path} cannot be read: {error}", param="api_keys") from None
 
 
 def _entry(name: str, entry: KeyEntry) -> tuple[bytes, Caller]:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--api-keys: the name {name!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -")
     if (entry.key is None) == (entry.sha256 is None):
         raise ConfigError(f"--api-keys: {name} must have either key or sha256")
-    for field in ("max_requests", "max_tokens"):
-        limit = entry.max_requests if field == "max_requests" else entry.max_tokens
-        if limit is not None and limit < 1:
-            raise ConfigError(f"--api-keys: {field} of {name} is {limit}; it must be at least 1")
-    if entry.key is not None:
-        digest = _own_digest(f"--api-keys: key of {name}", entry.key)
-    elif entry.sha256 is not None and _HEX.fullmatch(entry.sha256):
-        digest = bytes.fromhex(entry.sha256)
-    else:
-        raise ConfigError(f"--api-keys: sha256 of {name} must be 64 hexadecimal digits")
+    where = f"--api-keys: key of {name}"
+    digest = bytes.fromhex(entry.sha256) if entry.sha256 is not None else _own_digest(where, entry.key or "")
     caller = Caller(name, frozenset(entry.scopes), max_requests=entry.max_requests, max_tokens=entry.max_tokens)
     return digest, caller

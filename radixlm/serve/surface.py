@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
-from radixlm.engine.validate import Chat, GenerateRequest
+from radixlm.engine.validate import Chat, GenerateRequest, show
+from radixlm.errors import UnknownModel
 from radixlm.serve import schema
 from radixlm.serve.answer import Answer
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import Text, present, shared_fields
 from radixlm.serve.routes import EVENTS, Endpoint, Row, Scope
-from radixlm.serve.served import check_model, served_name
 from radixlm.serve.sse import EventStream, until_disconnect
 from radixlm.types import SamplingParams
 
@@ -46,12 +46,13 @@ class Surface:
     @property
     def model(self) -> str:
         """The name under which the model is served."""
-        return served_name(self.config)
+        return self.config.served_model_name or self.config.model
 
     def check_model(self, name: str | None) -> None:
         """Raises UnknownModel for a name that is not the model's."""
-        if name is not None:
-            check_model(name, self.config)
+        if name not in (None, self.model, self.config.model):
+            text = f"the model {show(name)} is not served here; this server has {self.model!r}"
+            raise UnknownModel(text, param="model")
 
     async def read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
         """The body, and the headers that say what of it was ignored. A model it names is for `check_model`."""

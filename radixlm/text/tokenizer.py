@@ -94,17 +94,12 @@ class Tokenizer:
 
         Raises InvalidRequest for text that is not Unicode (lone surrogates).
         """
-        return self.encode_batch([text], add_special=add_special)[0]
-
-    def encode_batch(self, texts: Sequence[str], *, add_special: bool) -> list[list[int]]:
-        """`encode` of each text, on several threads."""
         try:
-            encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=add_special)
+            (encoding,) = self._core.encode_batch_fast([text], add_special_tokens=add_special)  # skips offsets
         except TypeError as error:
-            raise InvalidRequest(
-                "the text holds a lone surrogate (half of a UTF-16 pair); send valid Unicode"
-            ) from error
-        return [encoding.ids for encoding in encodings]
+            text = "the text holds a lone surrogate (half of a UTF-16 pair); send valid Unicode"
+            raise InvalidRequest(text) from error
+        return encoding.ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool, at_start: bool = True) -> str:
         """The text of the ids; invalid bytes become U+FFFD, unknown ids nothing.

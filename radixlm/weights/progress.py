@@ -15,15 +15,10 @@ Report = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
-def is_shown(config: Config) -> bool:
-    """Whether someone looks at a terminal and wants to see this much."""
-    return config.log_level in ("debug", "info") and sys.stderr.isatty()
-
-
 @contextmanager
 def byte_bar(title: str, config: Config) -> Generator[Report]:
     """A bar while the block runs; the block reports to what this yields."""
-    if not is_shown(config):
+    if config.log_level not in ("debug", "info") or not sys.stderr.isatty():
         yield lambda done, total: None
         return
     columns = (

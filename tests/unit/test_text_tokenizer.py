@@ -103,12 +103,6 @@ def test_a_continued_text_keeps_its_leading_space() -> None:
     assert tokenizer.decode(ids, skip_special=True, at_start=False) == " hello"
 
 
-def test_a_batch_encodes_as_its_texts_alone() -> None:
-    tokenizer = byte_level()
-    alone = [tokenizer.encode(text, add_special=True) for text in CORPUS]
-    assert tokenizer.encode_batch(CORPUS, add_special=True) == alone
-
-
 def test_the_text_world_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, radixlm.text.tokenizer, radixlm.text.stops, radixlm.text.template;"
