@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
@@ -91,9 +92,10 @@ class Load:
 
     async def connect(self) -> None:
         """Opens the connections that a closed loop needs; an open loop opens them as it goes. What fails fails again later."""
-        async with asyncio.timeout(SETUP_S):
-            opened = await asyncio.gather(*(self._open() for _ in range(self._job.users)), return_exceptions=True)
-        self._idle = [connection for connection in opened if isinstance(connection, Connection)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETUP_S):
+                opened = await asyncio.gather(*(self._open() for _ in range(self._job.users)), return_exceptions=True)
+                self._idle = [connection for connection in opened if isinstance(connection, Connection)]
 
     async def work(self) -> Done:
         """All sessions, to the end."""
@@ -185,7 +187,7 @@ def run(job: Job) -> Done:
     async def begin() -> Done:
         load = Load(job)
         await load.connect()
-        await asyncio.to_thread(_gate[0].wait)
+        await asyncio.to_thread(_gate[0].wait, 2 * SETUP_S)  # not for ever, should another one have died
         return await load.work()
 
     return uvloop.run(begin())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import BrokenBarrierError
 
 from radixlm.bench import load
 from radixlm.bench.kind import bounds, names, option, secret
@@ -113,7 +114,7 @@ class Serve:
         try:
             with ProcessPoolExecutor(count, context, load.meet, (context.Barrier(count),)) as processes:
                 return list(processes.map(load.run, jobs))
-        except BrokenExecutor as error:
+        except (BrokenExecutor, BrokenBarrierError) as error:
             raise BenchError("a client process failed; its error stands above") from error
 
     @property
