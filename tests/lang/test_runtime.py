@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +54,24 @@ def test_a_server_that_ends_before_it_listens_is_an_error_with_its_words(stand_i
     stand_in.write_text(STAND_IN.splitlines()[0] + "\nimport sys; sys.exit('no such model')")
     with pytest.raises(StartError, match="no such model"):
         Runtime("some-model")
+
+
+def test_what_still_runs_when_the_interpreter_ends_is_ended_and_not_dropped() -> None:
+    code = """
+import asyncio, threading
+from radixlm.lang.backends.api import shared_loop
+
+begun = threading.Event()
+
+async def work():
+    begun.set()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("ended", flush=True)
+
+asyncio.run_coroutine_threadsafe(work(), shared_loop())
+begun.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("ended\n", "")

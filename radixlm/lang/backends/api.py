@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from radixlm.lang.explain import Measure
 from radixlm.lang.ir import Event, Program
 
 T = TypeVar("T")
+_END_S = 5.0
 
 
 class Backend(Protocol):
@@ -48,7 +50,15 @@ def shared_loop() -> asyncio.AbstractEventLoop:
     """The one event loop, in one background thread, of all backends that do not bring their own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="programs", daemon=True).start()
+    atexit.register(lambda: asyncio.run_coroutine_threadsafe(_end_all(), loop).result(_END_S))
     return loop
+
+
+async def _end_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ServerBackend:
