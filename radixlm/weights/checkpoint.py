@@ -25,7 +25,7 @@ class WeightSource(Protocol):
         ...
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """One tensor, on any device and of any type. Raises ModelError if it is missing or shaped otherwise."""
+        """One tensor, on any device and of any type; `shape` is for a source that makes it. Raises KeyError if it is missing."""
         ...
 
     def stored_bytes(self, name: str) -> int:
@@ -51,7 +51,13 @@ class Checkpoint:
             raise ModelError(f"tensor {name} is used twice; the model's definition is wrong")
         self._taken.add(name)
         self._left.discard(name)
-        tensor = self._source.read(name, shape).to(device=self._device, dtype=self._dtype)
+        try:
+            tensor = self._source.read(name, shape)
+        except KeyError:
+            raise ModelError(f"tensor {name} is missing; fetch the model again") from None
+        if tensor.shape != shape:
+            raise ModelError(f"tensor {name} has shape {list(tensor.shape)}, the config asks for {list(shape)}")
+        tensor = tensor.to(device=self._device, dtype=self._dtype)
         self._read_bytes += self._source.stored_bytes(name)
         self._report(self._read_bytes, self._source.size_bytes)
         return tensor
@@ -62,14 +68,3 @@ class Checkpoint:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ModelError(f"the checkpoint holds tensor {left[0]}{more}, which this architecture does not use")
-
-
-def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raises ModelError if a tensor is not of the shape that the config asks for."""
-    if found != wanted:
-        raise ModelError(f"tensor {name} has shape {list(found)}, the config asks for {list(wanted)}")
-
-
-def missing(name: str, where: str) -> ModelError:
-    """The error for a tensor that a checkpoint lacks."""
-    return ModelError(f"tensor {name} is missing in {where}; fetch the model again")

@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import torch
 
-from radixlm.weights.checkpoint import check_shape, missing
 from radixlm.weights.gguf import GgufFile
 from radixlm.weights.gguf_tensors import GgufTensors
 
@@ -16,7 +15,6 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self._tensors = GgufTensors(file)
-        self._path = file.path
 
     @property
     def names(self) -> Collection[str]:
@@ -30,7 +28,5 @@ class GgufSource:
         return self._tensors.stored_bytes(name)
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if name not in self._tensors.names:
-            raise missing(name, str(self._path))
-        check_shape(name, self._tensors.shape(name), shape)
+        del shape
         return torch.from_numpy(self._tensors.array(name))
