@@ -17,21 +17,10 @@ from radixlm.bench.frontend.engine import expected
 from radixlm.bench.frontend.server import Spelling
 from radixlm.bench.http_stream import Answer, Connection, request
 from radixlm.bench.results import BenchError
+from radixlm.bench.surfaces import SURFACES
 
 _SETTLE_S = 30.0
 _SETTLED_BYTES = 600  # two or three events
-
-
-class _Choice(msgspec.Struct):
-    text: str = ""
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    error: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
-
-
-_event = msgspec.json.Decoder(_Event)
 
 
 @dataclass
@@ -42,7 +31,6 @@ class Streams:
     num_events: int = 0  # while CPU was counted
     num_wrong: int = 0  # streams that lost, doubled or reordered something, or did not end well
     gaps_s: list[float] = field(default_factory=list[float])
-    first_s: list[float] = field(default_factory=list[float])
     own_cpu_s: float = 0.0  # of the frontends, in their own code
     kernel_cpu_s: float = 0.0  # of the frontends, in the kernel: sockets
     wall_s: float = 0.0
@@ -65,7 +53,7 @@ async def streams(server: Spelling, count: int, num_tokens: int) -> Streams:
     found = Streams()
     connections = await _connect(server.port, count)
     messages = [_completion(server, i % 26, num_tokens, stream=True) for i in range(count)]
-    memory, start = server.frontend_bytes(), time.perf_counter()
+    memory = server.frontend_bytes()
     tasks = [asyncio.ensure_future(c.post(m)) for c, m in zip(connections, messages)]
     while not all(len(connection.received) > _SETTLED_BYTES for connection in connections):
         await asyncio.sleep(0.05)
@@ -78,19 +66,20 @@ async def streams(server: Spelling, count: int, num_tokens: int) -> Streams:
     for connection in connections:
         connection.close()
     for i, answer in enumerate(answers):
-        _judge(answer, expected(i % 26, num_tokens), found, start)
+        _judge(answer, expected(i % 26, num_tokens), found)
         found.num_events += sum(first < at <= last for at, _ in answer.events())
     return found
 
 
-def _judge(answer: Answer, text: str, found: Streams, start: float) -> None:
-    events = answer.events()
-    pieces = ["".join(choice.text for choice in _event.decode(data).choices) for _, data in events]
-    found.num_tokens += sum(map(len, pieces))
-    found.num_wrong += answer.status != 200 or "".join(pieces) != text or b"data: [DONE]" not in answer.body[-20:]
-    times = [at for (at, _), piece in zip(events, pieces) if piece]
-    found.gaps_s += [after - before for before, after in pairwise(times)]
-    found.first_s += [times[0] - start] if times else []
+def _judge(answer: Answer, text: str, found: Streams) -> None:
+    try:
+        reading = SURFACES["completions"].read(answer)
+    except ValueError:
+        found.num_wrong += 1
+        return
+    found.num_tokens += len(reading.text)
+    found.num_wrong += reading.text != text or b"data: [DONE]" not in answer.body[-20:]
+    found.gaps_s += [after - before for before, after in pairwise(reading.times)]
 
 
 async def idle(server: Spelling, count: int, rate: float, seconds: float) -> Requests:
