@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
+
 from radixlm.config import Config
 from radixlm.engine.core import Core
 from radixlm.engine.grammars import grammar_of, token_vocabulary
@@ -18,6 +20,9 @@ def create_core(config: Config, reading: Reading | None = None) -> Core:
     """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy."""
     reading = reading or load_reading(config)
     runner, info = create_runner(config)
+    own = reading.tokenizer.eos_id  # often the end of a turn, where the model's config names the end of a text
+    if own is not None and own < info.vocab_size and own not in info.eos_token_ids:
+        info = msgspec.structs.replace(info, eos_token_ids=(*info.eos_token_ids, own))
     grammars = Grammars(token_vocabulary(reading.tokenizer, info.vocab_size, info.eos_token_ids))
     exact = reading.tokenizer.vocabulary.exact
     if exact:

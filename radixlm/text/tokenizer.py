@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import tokenizers
@@ -22,20 +22,17 @@ from radixlm.types import Json
 class Tokenizer:
     """One model's tokenizer; safe to share between threads.
 
-    `named_tokens` holds the texts of bos_token, eos_token and their like, as chat templates want them; `bos_id` is None
-    where the model has none; `eos_ids` are all ids that end a generation, the tokenizer's own first; `borders` are the
-    special tokens as they are spelled, where the text before one is not touched by it.
+    `named_tokens` holds the texts of bos_token, eos_token and their like, as chat templates want them; `eos_id` is None
+    where the model has none; `borders` are the special tokens as they are spelled, where the text before one is not
+    touched by it.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, named_tokens: dict[str, str], end_ids: Sequence[int] = ()) -> None:
+    def __init__(self, core: tokenizers.Tokenizer, named_tokens: dict[str, str]) -> None:
         core.no_truncation()
         core.no_padding()
         self._core = core
         self.named_tokens = named_tokens
-        self.bos_id = self._named("bos_token")
         self.eos_id = self._named("eos_token")
-        own = () if self.eos_id is None else (self.eos_id,)
-        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *end_ids)))
         added = core.get_added_tokens_decoder()
         self.borders = tuple(token.content for token in added.values() if token.special and not token.lstrip)
         named = {index for name in named_tokens if (index := self._named(name)) is not None}
@@ -57,7 +54,7 @@ class Tokenizer:
             raise ModelError(
                 f"{file} is not a tokenizer ({error}); fetch it again or give another with --tokenizer"
             ) from error
-        return cls(core, _named_tokens(file.parent), _end_ids(file.parent))
+        return cls(core, _named_tokens(file.parent))
 
     def _named(self, name: str) -> int | None:
         text = self.named_tokens.get(name)
@@ -137,13 +134,3 @@ def _named_tokens(folder: Path) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             named[name] = text
     return named
-
-
-def _end_ids(folder: Path) -> list[int]:
-    """`eos_token_id` of generation_config.json, or of config.json where the former says nothing."""
-    for name in ("generation_config.json", "config.json"):
-        value: Any = _read_json(folder / name).get("eos_token_id")
-        if value is not None:
-            values = cast(list[Any], value) if isinstance(value, list) else [value]
-            return [index for index in values if isinstance(index, int)]
-    return []

@@ -24,17 +24,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_named_and_special_tokens(folder: Path) -> None:
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     tokenizer = Tokenizer.load(folder)
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids) == (0, 1, (1, 7))
+    assert tokenizer.eos_id == 1
     assert tokenizer.named_tokens == {"bos_token": "<|start|>", "eos_token": "<|end|>"}
     assert tokenizer.special_ids == {0, 1}
     assert Tokenizer.load(folder / "tokenizer.json").eos_id == 1
-
-
-def test_config_json_names_the_end_where_generation_config_does_not(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"eos_token_id": 9}))
-    assert Tokenizer.load(folder).eos_ids == (1, 9)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"version": "1.0"}', "[]"])

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from radixlm.config import Config
+from radixlm.engine.create import create_core
 from radixlm.errors import ModelError
 from radixlm.weights.byte_tokenizer import END, write_byte_tokenizer
 from radixlm.weights.gguf_tokenizer import write_tokenizer
+from radixlm.weights.shapes import SHAPES
 
 CORPUS = [
     "The quick brown fox doesn't jump over 12345 lazy dogs, it'll rest; WE'VE 3.14 and 1000000.",
@@ -174,3 +177,10 @@ def test_the_byte_tokenizer_gives_every_text_back(tmp_path_factory, text):
     ids = tokenizer.encode(text).ids
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
+
+
+def test_a_generation_also_ends_with_the_end_token_of_the_tokenizer(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)  # its end token is 256
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPES["tiny"], "eos_token_id": 3}))
+    core = create_core(Config(model=str(tmp_path), load_format="dummy", kv_tokens=64, device="cpu", log_level="error"))
+    assert core.info.eos_token_ids == (3, 256)
