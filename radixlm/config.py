@@ -51,6 +51,9 @@ class Config:
     attention: str = option("auto", "Attention backend: auto, reference, or one of the device's own.", group="device")
     ops: str = option("auto", "Op table: auto, torch, or one of the device's own.", group="device")
 
+    deterministic: bool = option(
+        False, "The same tokens whatever else is in the batch, at a lower speed (CUDA devices).", group="device"
+    )
     quantization: Literal["none", "fp8"] = option(
         "none", "fp8 keeps linear weights in 8 bits (CUDA devices of compute capability 8.9 and up).", group="device"
     )

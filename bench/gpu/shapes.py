@@ -48,12 +48,13 @@ def pool(cells: int, layers: int) -> Pool:
     return Pool(tuple((_normal(*size), _normal(*size)) for _ in range(layers)))
 
 
-def batch(chunks: list[Chunk], page_size: int = 1) -> tuple[Batch, int]:
-    """A step over sequences whose pages lie scattered in the pool, and the cells of that pool."""
+def batch(chunks: list[Chunk], page_size: int = 1, *, scattered: bool = True) -> tuple[Batch, int]:
+    """A step over sequences whose pages lie scattered in the pool or in a row, and the cells of that pool."""
     starts, lengths = (torch.tensor(column, dtype=torch.int32, device="cuda") for column in zip(*chunks, strict=True))
     pages = [-(-(start + length) // page_size) for start, length in chunks]
     table = torch.zeros((len(chunks), max(pages)), dtype=torch.int32, device="cuda")
-    for row, run in enumerate(torch.randperm(sum(pages), device="cuda").to(torch.int32).split(pages)):
+    order = torch.randperm(sum(pages), device="cuda") if scattered else torch.arange(sum(pages), device="cuda")
+    for row, run in enumerate(order.to(torch.int32).split(pages)):
         table[row, : len(run)] = run
     offsets = torch.zeros(len(chunks) + 1, dtype=torch.int32, device="cuda")
     offsets[1:] = lengths.cumsum(0)

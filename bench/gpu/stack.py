@@ -11,14 +11,14 @@ from bench.gpu import shapes
 from radixlm.attention.api import AttentionBackend, Batch
 from radixlm.ops.api import Ops, Rope, Weight
 from radixlm.ops.triton import TritonOps, TritonWeight
-from radixlm.ops.triton_tune import ROW_BLOCKS
+from radixlm.ops.triton_tune import Choice
 
 
 class LibraryLinear(TritonOps):
     """The Triton op table with every product left to the library: what the own products gain."""
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight:
-        return TritonWeight(weight, bias, (None,) * len(ROW_BLOCKS))
+        return TritonWeight(weight, bias, Choice())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Tries tilings of the linear layers and variants of the attention kernel on the card at hand; prints the best of each.
+"""Tries variants of the attention kernel on the card at hand; prints the best of each.
 
-    python -m bench.gpu.sweep linear|attention [--compile-workers 12]
+    python -m bench.gpu.sweep [--compile-workers 12]
 
 Kernels are compiled in parallel first (Triton keeps them on disk), then timed one by one.
 """
@@ -8,52 +8,18 @@ Kernels are compiled in parallel first (Triton keeps them on disk), then timed o
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import multiprocessing
-from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from triton.errors import TritonError
 
 from bench.gpu import shapes
 from bench.gpu.timing import call_us, copies
 from radixlm.attention.triton import make_kind
-from radixlm.attention.triton_kernel import Pages, Variant, attend
+from radixlm.attention.triton_kernel import Pages, Variant
 from radixlm.attention.triton_schedule import schedule
-from radixlm.ops.triton_fused import norm
-from radixlm.ops.triton_linear import Tiling, linear
 
-GRIDS = {  # weight rows, columns, programs per multiprocessor, warps, stages
-    16: [
-        (64, 128, 2, 4, 4),
-        (64, 256, 1, 4, 5),
-        (128, 128, 1, 4, 5),
-        (64, 128, 2, 4, 5),
-        (64, 64, 3, 4, 6),
-        (128, 64, 2, 4, 5),
-    ],
-    32: [(64, 128, 2, 4, 4), (128, 128, 1, 4, 5), (64, 256, 1, 4, 4), (128, 64, 2, 4, 5), (64, 64, 3, 4, 5)],
-    64: [
-        (128, 128, 1, 4, 4),
-        (128, 64, 2, 4, 4),
-        (64, 128, 2, 4, 3),
-        (128, 64, 1, 4, 8),
-        (64, 128, 1, 4, 6),
-        (128, 128, 1, 8, 4),
-        (64, 64, 2, 4, 6),
-        (256, 64, 1, 8, 5),
-    ],
-    128: [
-        (128, 64, 1, 8, 6),
-        (256, 64, 1, 8, 4),
-        (128, 128, 1, 8, 3),
-        (128, 64, 1, 4, 6),
-        (128, 64, 2, 8, 3),
-        (64, 64, 2, 4, 4),
-    ],
-}
 VARIANTS = {
     "short": [
         Variant(16, *blocks)
@@ -102,51 +68,6 @@ CASES = {
 }
 
 
-def tilings(rows: int) -> Iterator[Tiling]:
-    """Every tiling of the grid for this row count."""
-    return (Tiling(rows, *blocks) for blocks in GRIDS[rows])
-
-
-def compile_linear(tiling: Tiling) -> None:
-    """Runs the tiling once, small."""
-    x = torch.zeros((tiling.rows, 8192), dtype=torch.bfloat16, device="cuda")
-    linear(x, x.new_zeros((tiling.block_out * 16, 8192)), None, tiling)
-    torch.cuda.synchronize()
-
-
-def sweep_linear() -> None:
-    """The three best tilings per shape and row count, against the library."""
-    for rows, (name, (out, size)) in itertools.product(GRIDS, shapes.LINEARS.items()):
-        weights = [shapes.weight(out, size) for _ in range(copies(2 * out * size))]
-        x = torch.randn((rows, size), dtype=torch.bfloat16, device="cuda")
-        library = call_us([lambda w=w: F.linear(_ready(x), w) for w in weights])
-        found = [(_linear_us(x, weights, tiling), tiling) for tiling in tilings(rows) if tiling.fits(out, size)]
-        found.sort(key=lambda pair: pair[0])
-        best = "  ".join(
-            f"{us:.1f} ({t.block_out} {t.block_in} p{t.per_processor} w{t.num_warps} s{t.num_stages})"
-            for us, t in found[:5]
-        )
-        print(f"{rows:4} {name:8} floor {2 * out * size / 4.47e6:.1f} library {library:.1f}  {best}", flush=True)
-
-
-@functools.cache
-def _ones(size: int) -> torch.Tensor:
-    return torch.ones(size, dtype=torch.bfloat16, device="cuda")
-
-
-def _ready(x: torch.Tensor) -> torch.Tensor:
-    """The input behind a small kernel, as every product of a step gets it."""
-    return norm(x, None, _ones(x.shape[1]), 1e-5)[0]
-
-
-def _linear_us(x: torch.Tensor, weights: list[torch.Tensor], tiling: Tiling) -> float:
-    try:
-        return call_us([lambda w=w: linear(_ready(x), w, None, tiling) for w in weights])
-    except (RuntimeError, TritonError) as error:  # a tiling that does not fit the card is a result of the sweep
-        print(tiling, type(error).__name__)
-        return float("inf")
-
-
 def compile_attention(job: tuple[str, Variant]) -> None:
     """Runs the variant once, small."""
     _attention_calls(job[0], [(4, 40 if job[0] == "long" else 1)], job[1], (1, 1))[0]()
@@ -160,7 +81,7 @@ def _attention_calls(kind_name: str, chunks: list[shapes.Chunk], variant: Varian
     kind = make_kind(shapes.ATTENTION, torch.device("cuda", 0), variant, limits)
     q = torch.randn((len(step.cells), shapes.HEADS, shapes.DIM), dtype=torch.bfloat16, device="cuda")
     out, items, pages = torch.empty_like(q), schedule(step, kind.cut, 0), Pages(step.page_table, 1)
-    return [lambda kv=kv: attend(q, out, kv, pages, items, kind.kernels[0]) for kv in pool.layers]
+    return [lambda kv=kv: kind.kernels[0].attend(q, out, kv, pages, items) for kv in pool.layers]
 
 
 _POOLS: dict[int, shapes.Pool] = {}
@@ -221,20 +142,12 @@ def _try(call, argument) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="+", choices=("linear", "attention"))
     parser.add_argument("--compile-workers", type=int, default=12)
     options = parser.parse_args()
-    jobs: list = []
-    if "linear" in options.what:
-        jobs += [(compile_linear, t) for rows in GRIDS for t in tilings(rows)]
-    if "attention" in options.what:
-        jobs += [(compile_attention, (kind, variant)) for kind in VARIANTS for variant in VARIANTS[kind]]
+    jobs = [(compile_attention, (kind, variant)) for kind in VARIANTS for variant in VARIANTS[kind]]
     with multiprocessing.get_context("spawn").Pool(options.compile_workers) as workers:
         workers.starmap(_try, jobs, chunksize=2)
-    if "linear" in options.what:
-        sweep_linear()
-    if "attention" in options.what:
-        sweep_attention()
+    sweep_attention()
 
 
 if __name__ == "__main__":

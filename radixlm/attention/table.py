@@ -11,6 +11,7 @@ BACKENDS = {
     "reference": "radixlm.attention.reference:Reference",
     "native": "radixlm.attention.native:NativeAttention",
     "triton": "radixlm.attention.triton:TritonAttention",
+    "triton_invariant": "radixlm.attention.triton:InvariantAttention",
 }
 
 

@@ -7,12 +7,15 @@ as no chunk is longer than the captured `max_length`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
+from radixlm.attention import hopper
 from radixlm.attention.api import AttentionShape, Batch, KVStore
-from radixlm.attention.triton_kernel import ALONE, FIRST, SECOND, Kernel, Pages, Variant, Workspace, attend
+from radixlm.attention.hopper import HopperKernel
+from radixlm.attention.triton_kernel import ALONE, FIRST, SECOND, Kernel, Pages, Variant, Workspace
 from radixlm.attention.triton_schedule import Cut, Items, schedule
 from radixlm.ops.triton_launch import next_power, num_processors
 
@@ -29,6 +32,8 @@ LONGEST = Variant(rows=128, block=64, num_warps=8, num_stages=3, max_registers=1
 """The same in steps of many tokens: bound by arithmetic, so two programs a multiprocessor: one multiplies, one exponentiates."""
 
 _MANY_CHUNKS, _MANY_TOKENS = 17, 512
+_ANY = (1 << 31) - 1
+_HOPPER_ITEMS = 1  # per program, where chunks are long enough to be split: parts cost more than even loads gain
 _SETTINGS = {FEW: (1, 2), MANY: (1, 8), LONG: (1, 1), LONGEST: (1, 3)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
@@ -38,7 +43,7 @@ class Kind:
     """One kind of chunk: how it is cut, and the kernel for each distinct window of the layers."""
 
     cut: Cut
-    kernels: dict[int, Kernel]
+    kernels: Mapping[int, Kernel | HopperKernel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,10 @@ class TritonAttention:
         upto = _rows(shape, MANY) // group
         self._few, self._many = (make_kind(shape, device, kind, (0, upto, *_SETTINGS[kind])) for kind in (FEW, MANY))
         self._long, self._longest = (
-            make_kind(shape, device, kind, (upto, (1 << 31) - 1, *_SETTINGS[kind])) for kind in (LONG, LONGEST)
+            make_kind(shape, device, kind, (upto, _ANY, *_SETTINGS[kind])) for kind in (LONG, LONGEST)
         )
+        if hopper.suits(shape, kv.layer(0)[0]):
+            self._longest = hopper_kind(shape, device, upto)
         self._planned: _Planned | None = None
 
     def plan(self, batch: Batch) -> None:  # hot
@@ -77,7 +84,8 @@ class TritonAttention:
         out, window = torch.empty_like(q), self._shape.window[layer]
         orders = (FIRST, SECOND) if len(self._planned.items) == 2 else (ALONE,)
         for order, (kind, items) in zip(orders, self._planned.items):
-            attend(q, out, self._kv.layer(layer), self._planned.pages, items[window], kind.kernels[window], order.value)
+            kernel = kind.kernels[window]
+            kernel.attend(q, out, self._kv.layer(layer), self._planned.pages, items[window], order.value)
         return out.flatten(1)
 
     def _kinds(self, batch: Batch) -> tuple[Kind, ...]:
@@ -86,6 +94,18 @@ class TritonAttention:
         if batch.max_length <= short.cut.upto:
             return (short,)
         return (self._longest if len(batch.cells) >= _MANY_TOKENS else self._long, short)
+
+
+class InvariantAttention(TritonAttention):
+    """The same with one kernel for all chunks and no splits: what comes out for a token does not depend on the rest of the step."""
+
+    def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
+        super().__init__(shape, kv)
+        kind = make_kind(shape, kv.layer(0)[0].device, LONG, (0, _ANY, 1, 1))
+        self._whole = Kind(replace(kind.cut, target=1), kind.kernels)
+
+    def _kinds(self, batch: Batch) -> tuple[Kind, ...]:
+        return (self._whole,)
 
 
 def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
@@ -102,6 +122,17 @@ def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, lim
     )
 
 
+def hopper_kind(shape: AttentionShape, device: torch.device, above: int) -> Kind:
+    """The same for `hopper.cu`, one program a multiprocessor."""
+    programs = num_processors(device)
+    tile = hopper.ROWS // (shape.num_heads // shape.num_kv_heads)
+    target = max(1, _HOPPER_ITEMS * programs // shape.num_kv_heads)
+    cut = Cut(above, _ANY, tile, hopper.BLOCK, target, min_blocks=1)
+    workspace = _workspace((cut.max_parts, shape.num_kv_heads), (hopper.ROWS, hopper.DIM), device)
+    kernels = {window: HopperKernel(shape, window, programs, workspace) for window in set(shape.window)}
+    return Kind(cut, kernels)
+
+
 def _rows(shape: AttentionShape, variant: Variant) -> int:
     """Rows of a tile: at least one token of every head in a group."""
     return max(variant.rows, next_power(shape.num_heads // shape.num_kv_heads))
@@ -112,5 +143,5 @@ def _workspace(parts: tuple[int, int], tile: tuple[int, int], device: torch.devi
     return Workspace(
         sums=torch.empty((*parts, *tile), dtype=torch.float32, device=device),
         stats=torch.empty((*parts, 2, rows), dtype=torch.float32, device=device),
-        counters=torch.zeros(parts, dtype=torch.int32, device=device),
+        counters=torch.zeros((*parts, 2), dtype=torch.int32, device=device),
     )

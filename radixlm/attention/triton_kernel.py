@@ -43,7 +43,7 @@ class Variant:
 class Workspace:
     """Room for the results of split tiles: sums float32 [parts, kv_heads, rows, dim], (maximum, total) [parts, kv_heads, 2, rows].
 
-    `counters` int32 [parts, kv_heads] are zero between launches.
+    `counters` int32 [parts, kv_heads, 2] are zero between launches; the Triton kernel uses the first half of them.
     """
 
     sums: torch.Tensor
@@ -211,26 +211,6 @@ class Pages:
     size: int
 
 
-def attend(
-    q: torch.Tensor,
-    out: torch.Tensor,
-    kv: tuple[torch.Tensor, torch.Tensor],
-    pages: Pages,
-    items: Items,
-    kernel: Kernel,
-    order: int = ALONE.value,
-) -> None:
-    """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
-    shape, variant, workspace = kernel.shape, kernel.variant, kernel.workspace
-    _attend_kernel[(kernel.programs,)](
-        q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
-        workspace.sums, workspace.stats, workspace.counters, kernel.scale, shape.softcap * _LOG2_E,
-        shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
-        variant.rows, variant.block, kernel.window, shape.softcap > 0, variant.num_stages, order,
-        num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A variant of the kernel for layers of one window, its grid and its workspace."""
@@ -246,3 +226,22 @@ class Kernel:
         """Factor of the raw scores: into powers of two, or into the argument of exp2(2 x log2(e)) inside tanh."""
         scale = self.shape.scale * _LOG2_E
         return 2.0 * scale / self.shape.softcap if self.shape.softcap else scale
+
+    def attend(  # hot
+        self,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        pages: Pages,
+        items: Items,
+        order: int = ALONE.value,
+    ) -> None:
+        """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
+        shape, variant, workspace = self.shape, self.variant, self.workspace
+        _attend_kernel[(self.programs,)](
+            q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
+            workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
+            shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
+            variant.rows, variant.block, self.window, shape.softcap > 0, variant.num_stages, order,
+            num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
+        )  # fmt: skip

@@ -12,6 +12,7 @@ OPS = {
     "native": "radixlm.ops.native:NativeOps",
     "triton": "radixlm.ops.triton:TritonOps",
     "triton_fp8": "radixlm.ops.triton_fp8:Fp8Ops",
+    "triton_invariant": "radixlm.ops.triton_invariant:InvariantOps",
 }
 
 

@@ -5,27 +5,30 @@ Every op can be captured in a CUDA graph and none waits for the device; only `pa
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from radixlm.ops import triton_choose, triton_fused
-from radixlm.ops.api import Choice, Rope
+from radixlm.ops import cublaslt, triton_choose, triton_fused
+from radixlm.ops.api import Choice as TokenChoice
+from radixlm.ops.api import Rope
+from radixlm.ops.cublaslt import Shape
 from radixlm.ops.torch import TorchOps
 from radixlm.ops.triton_launch import interpreted
-from radixlm.ops.triton_linear import Tiling, linear, split_counters
-from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Tuner, tuning_file
+from radixlm.ops.triton_linear import multiply_vector
+from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Choice, Tuner, tuning_file
 
 
 @dataclass(frozen=True, slots=True)
 class TritonWeight:
-    """A contiguous linear weight [out, in], a bias [out] or None, and the kernel for each of `ROW_BLOCKS`."""
+    """A contiguous linear weight [out, in], a bias [out] or None, and how it is multiplied."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    tilings: tuple[Tiling | None, ...]
+    choice: Choice
 
     @property
     def out_features(self) -> int:
@@ -42,14 +45,18 @@ class TritonOps:
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight:
         """Keeps the tensors themselves. The first weight of a shape is measured, unless that was done in an earlier run."""
         weight = weight.contiguous()
-        return TritonWeight(weight, bias, _tilings(weight))
+        return TritonWeight(weight, bias, _choice(weight))
 
     def linear(self, x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
-        tiling = weight.tilings[_ROW_BLOCK[len(x)]] if 0 < len(x) <= ROW_BLOCKS[-1] else None
-        if tiling is None:
-            return F.linear(x, weight.weight, weight.bias)
-        return linear(x, weight.weight, weight.bias, tiling)
+        rows, choice = len(x), weight.choice
+        if rows == 1 and choice.vector:
+            return multiply_vector(x, weight.weight, weight.bias, choice.vector)
+        if 1 < rows <= ROW_BLOCKS[-1] and weight.bias is None:
+            algorithm = choice.algorithms[bisect.bisect_left(ROW_BLOCKS, rows)]
+            if algorithm and cublaslt.suits(Shape(x.dtype, rows, *weight.weight.shape), algorithm):
+                return cublaslt.multiply(x, weight.weight, algorithm)
+        return F.linear(x, weight.weight, weight.bias)
 
     def norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
@@ -71,12 +78,9 @@ class TritonOps:
         """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
         return TorchOps().most_likely(logits)
 
-    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
+    def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: TokenChoice) -> torch.Tensor:
         """Random tokens, int64 [rows], without sorting and without waiting for the device."""
         return triton_choose.choose(logits, largest, choice)
-
-
-_ROW_BLOCK = [next(i for i, block in enumerate(ROW_BLOCKS) if rows <= block) for rows in range(ROW_BLOCKS[-1] + 1)]
 
 
 @functools.cache
@@ -84,9 +88,9 @@ def _tuner(device: torch.device) -> Tuner:
     return Tuner(tuning_file(device))
 
 
-def _tilings(weight: torch.Tensor) -> tuple[Tiling | None, ...]:
-    """The kernels for this weight; those of `UNTUNED` that fit, where nothing can be measured."""
+def _choice(weight: torch.Tensor) -> Choice:
+    """What is fastest for this weight; `UNTUNED` where nothing can be measured."""
     if weight.device.type == "cuda" and not interpreted():
-        split_counters(weight.device)
-        return _tuner(weight.device).tilings(weight)
-    return tuple(tiling if tiling and tiling.fits(*weight.shape) else None for tiling in UNTUNED)
+        return _tuner(weight.device).choice(weight)
+    fits = UNTUNED.vector and UNTUNED.vector.fits(*weight.shape)
+    return UNTUNED if fits else Choice()

@@ -22,7 +22,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number in E4M3."""
 
-_VECTOR = Tiling(1, 4, 2048, num_warps=4)
+_VECTOR = Tiling(4, 2048, num_warps=4)
 _MULTIPLE = 16  # of both sides of a weight, as the matrix units want it
 _ROWS_AT_A_TIME = 8192  # of a weight, while it is converted
 

@@ -37,6 +37,7 @@ FREE_SHARE = 0.25  # of a CPU's free memory: it is everybody's, and the pool's p
 GRAPH_BYTES = 2 << 30  # for CUDA graphs, and for what libraries take when they are first used
 WARM_UP_TOKENS = 16
 FP8_CAPABILITY = (8, 9)
+INVARIANT = "triton_invariant"  # ops and attention under --deterministic
 
 _T = TypeVar("_T")
 
@@ -84,8 +85,8 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
 
     def make(num_pages: int) -> tuple[Runner, KVPool, str]:
         kv = KVPool(_kv_shape(config, model, num_pages), device)
-        shape = model.config.attention
-        name, attention = _first(defaults.attention, config.attention, lambda n: load_attention(n, shape, kv))
+        asked = INVARIANT if config.deterministic else config.attention
+        name, attention = _first(defaults.attention, asked, lambda n: load_attention(n, model.config.attention, kv))
         state = _state(model, kv, wanted, ops)
         if device.type == "cuda":
             return _cuda_runner(model, attention, kv, wanted, state, graphs=name != "reference"), kv, name
@@ -198,6 +199,11 @@ def _cuda_room(config: Config, wanted: Sizes, make: Callable[[int], tuple[Runner
 
 
 def _ops_asked(config: Config, device: torch.device) -> str:
+    if config.deterministic:
+        if device.type != "cuda" or config.quantization != "none":
+            text = "--deterministic is for CUDA devices and weights in 16 or 32 bits; leave it or --quantization out"
+            raise ConfigError(text, param="deterministic")
+        return INVARIANT
     if config.quantization == "none":
         return config.ops
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:

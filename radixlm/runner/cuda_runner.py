@@ -135,6 +135,7 @@ class CudaRunner:
         self.most_likely = torch.zeros(rows, dtype=torch.int32, device=device)  # of the step's sampling rows
         self.logits = torch.zeros((rows, config.vocab_size), dtype=model.dtype, device=device)
         self._hidden = torch.zeros((sizes.max_tokens, config.hidden_size), dtype=model.dtype, device=device)
+        self._wanted = torch.zeros((rows, config.hidden_size), dtype=model.dtype, device=device)  # of the sampling rows
         self._integers = torch.zeros(num_integers(sizes.max_tokens, rows), dtype=torch.int32, device=device)
         self._upload = Upload(len(self._integers))
         self._sizes = sizes
@@ -156,19 +157,23 @@ class CudaRunner:
         self._set_pages(plan)
         size = self._sizes.fit(plan)
         self._stage(plan, size)
-        self._graphs.run(size, size.tokens, lambda: self._body(size))
+        spans, pools = self._prompts.spans(plan), self._pools.of(plan)
+        if spans or pools:
+            self._body(size, whole=True)
+        else:
+            self._graphs.run(size, size.tokens, lambda: self._body(size))
         slots = plan.slots[plan.samples]
         columns = self._columns(size)
         if len(slots):
             count = self._sizes.round_rows(len(slots))
-            self._graphs.run(count, count, lambda: self._head(columns.outputs[:count], columns.rows[:count]))
+            self._graphs.run(count, count, lambda: self._head(columns.rows[:count]))
         ends = plan.starts + plan.lengths
         step = CudaStep(self, plan, Rows(slots, ends[plan.samples], columns.rows[: len(slots)]))
-        if spans := self._prompts.spans(plan):
+        if spans:
             wanted = torch.from_numpy(np.concatenate([span.outputs for span in spans])).to(self.tables.device)
             vocab_size = self._model.config.vocab_size
             step.prompt_scores = score_spans(spans, self._hidden[wanted], self._model.logits, vocab_size)
-        if pools := self._pools.of(plan):
+        if pools:
             wanted = torch.from_numpy(np.concatenate([pool.outputs for pool in pools])).to(self.tables.device)
             step.vectors = self._pools.add(pools, self._hidden[wanted])
         return step
@@ -182,9 +187,9 @@ class CudaRunner:
                 self._graphs.prepare(size, lambda size=size: self._body(size))
                 return True
             if size.decode and size.chunks not in self._graphs:
-                outputs, rows = self._columns(size).outputs[: size.chunks], self._columns(size).rows[: size.chunks]
+                rows = self._columns(size).rows[: size.chunks]
                 self._stage(NOTHING, size)
-                self._graphs.prepare(size.chunks, lambda outputs=outputs, rows=rows: self._head(outputs, rows))
+                self._graphs.prepare(size.chunks, lambda rows=rows: self._head(rows))
                 return True
         return False
 
@@ -192,8 +197,8 @@ class CudaRunner:
         """Waits for what is under way; the runner's memory goes with it."""
         torch.cuda.synchronize()
 
-    def _body(self, size: Size) -> None:
-        """Hidden states of all tokens of a staged step."""
+    def _body(self, size: Size, *, whole: bool = False) -> None:
+        """Hidden states of a staged step's sampling rows, and of all its tokens if that is asked or no more work."""
         columns, tables = self._columns(size), self.tables
         page_size = self._kv.shape.page_size
         where = (columns.positions, columns.cells)
@@ -211,11 +216,18 @@ class CudaRunner:
             max_length=1 if size.decode else size.tokens,
         )
         self._attention.plan(batch)
-        self._hidden[: size.tokens] = self._model.forward(columns.tokens, batch, self._attention, self._kv)
+        outputs = columns.outputs[: size.chunks]
+        if whole or size.tokens <= len(outputs):
+            hidden = self._hidden[: size.tokens]
+            hidden.copy_(self._model.forward(columns.tokens, batch, self._attention, self._kv))
+            self._wanted[: len(outputs)] = hidden[outputs]
+        else:  # most tokens end in the last layer's keys and values
+            forward = self._model.forward(columns.tokens, batch, self._attention, self._kv, outputs)
+            self._wanted[: len(outputs)] = forward
 
-    def _head(self, outputs: torch.Tensor, rows: torch.Tensor) -> None:
+    def _head(self, rows: torch.Tensor) -> None:
         """Logits of the sampling rows, and their most likely tokens."""
-        logits = self._model.logits(self._hidden[outputs])
+        logits = self._model.logits(self._wanted[: len(rows)])
         self.logits[: len(rows)] = logits
         greedy(logits, rows, self.most_likely, self.tables.last_tokens)
 

@@ -85,6 +85,16 @@ def test_tokens_equal_those_of_the_reference_on_a_cpu(model, oracle, options):
     assert answers(model, requests(), device="cuda", **options) == oracle
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_deterministic_engines_give_the_same_tokens_alone_and_in_any_batch(model, dtype):
+    asked = requests()
+    options = {"device": "cuda", "dtype": dtype, "deterministic": True, "idle": True}
+    together = answers(model, asked, **options)
+    assert together == answers(model, asked, **options, max_running=3, tokens_per_step=32, prefix_cache=False)
+    for index in range(0, len(asked), 12):
+        assert answers(model, [asked[index]], **{**options, "idle": False}) == [together[index]]
+
+
 def test_seeded_sampling_does_not_depend_on_batch_mates(model):
     sampling = SamplingParams(max_tokens=20, temperature=1.0, top_p=0.9, seed=11, ignore_eos=True)
     one = ([301, 302, 303], sampling)

@@ -9,7 +9,7 @@ import torch
 
 from radixlm.attention.api import AttentionShape, Batch
 from radixlm.attention.reference import Reference
-from radixlm.attention.triton import TritonAttention
+from radixlm.attention.triton import InvariantAttention, TritonAttention
 from radixlm.attention.triton_schedule import Cut, schedule
 from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, tolerance, worst_row_error
 
@@ -38,11 +38,11 @@ class Pool:
         return pool
 
 
-def step(chunks: list[Chunk], page_size: int) -> tuple[Batch, int]:
-    """A batch whose sequences lie in random pages; table cells past a sequence point at the NaN page. Also the pool's cells."""
+def step(chunks: list[Chunk], page_size: int, *, scattered: bool = True) -> tuple[Batch, int]:
+    """A batch whose sequences lie in random pages or in a row, and the pool's cells; the table goes on to the NaN page."""
     starts, lengths = (torch.tensor(column, dtype=torch.int32) for column in zip(*chunks, strict=True))
     pages = [-(-(start + length) // page_size) for start, length in chunks]
-    order = torch.randperm(sum(pages)).to(torch.int32)
+    order = (torch.randperm(sum(pages)) if scattered else torch.arange(sum(pages))).to(torch.int32)
     table = torch.full((len(chunks) + 1, max(pages) + 2), sum(pages), dtype=torch.int32)
     slots = torch.randperm(len(chunks) + 1)[: len(chunks)].to(torch.int32)
     for slot, run in zip(slots.tolist(), order.split(pages), strict=True):
@@ -61,8 +61,10 @@ def without_empty(batch: Batch) -> Batch:
     return replace(batch, offsets=batch.offsets[:-1][kept], **rows)
 
 
-def compare(chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page_size: int = 1) -> None:
-    batch, cells = step(chunks, page_size)
+def compare(
+    chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page_size: int = 1, *, scattered: bool = True
+) -> None:
+    batch, cells = step(chunks, page_size, scattered=scattered)
     pool = Pool(cells, shape, dtype)
     pool.keys[-page_size:] = pool.values[-page_size:] = torch.nan
     backend, oracle = TritonAttention(shape, pool), Reference(shape, pool.wide())
@@ -73,6 +75,16 @@ def compare(chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page
         for _ in range(2):  # the second run finds the counters of the first
             out = backend.run(q, layer)
         assert worst_row_error(out, oracle.run(q.float(), layer)) < tolerance(dtype)
+
+
+def normal_queries(tokens: int, shape: AttentionShape, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(tokens, shape.num_heads, shape.head_dim, device=DEVICE).to(dtype)
+
+
+def oracle_of(batch: Batch, shape: AttentionShape, pool: Pool, q: torch.Tensor) -> torch.Tensor:
+    oracle = Reference(shape, pool.wide())
+    oracle.plan(without_empty(batch))
+    return oracle.run(q.float(), 0)
 
 
 def llama(heads: int = 4, kv_heads: int = 2, dim: int = 64) -> AttentionShape:
@@ -117,6 +129,47 @@ def test_soft_cap_bounds_the_scores(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("window", [0, 1000])
 def test_long_contexts_at_the_shape_of_an_8b_model(page_size: int, window: int) -> None:
     compare(LONG, replace(llama(32, 8, 128), window=(window,)), torch.bfloat16, page_size)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a card")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [(32, 8), (8, 8), (9, 3), (28, 4)], ids=str)
+@pytest.mark.parametrize("scattered", [True, False], ids=["scattered", "in a row"])
+@pytest.mark.parametrize("window", [0, 300])
+def test_chunks_of_large_steps_with_heads_of_128(
+    dtype: torch.dtype, heads: tuple[int, int], scattered: bool, window: int
+) -> None:
+    """Whole tiles and parts of tiles, split and not, over keys that the copy engine fetches and keys that are gathered."""
+    shape = replace(llama(*heads, 128), window=(window,))
+    compare(
+        [(0, 100), (1000, 31), (70, 1), (37, 260), (2500, 150), (127, 1), (4, 17)], shape, dtype, scattered=scattered
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 33])
+def test_invariant_attention_gives_a_token_the_same_in_any_chunk(dtype: torch.dtype, window: int) -> None:
+    """The last tokens of a sequence as one chunk, as pieces of it and one by one, alone and among others."""
+    shape = replace(llama(), window=(window,))
+    batch, cells = step([(0, 150), (40, 9), (100, 1)], 1)
+    pool, q = Pool(cells, shape, dtype), normal_queries(160, shape, dtype)
+    backend = InvariantAttention(shape, pool)
+    backend.plan(batch)
+    whole = backend.run(q, 0)
+    assert worst_row_error(whole, oracle_of(batch, shape, pool, q)) < tolerance(dtype)
+    for begin, length in ((0, 70), (70, 79), (149, 1)):
+        part = replace(
+            batch,
+            slots=batch.slots[:1],
+            starts=batch.starts[:1] + begin,
+            lengths=torch.full_like(batch.lengths[:1], length),
+            offsets=torch.tensor([0, length], dtype=torch.int32, device=DEVICE),
+            positions=batch.positions[:length],
+            cells=batch.cells[:length],
+            max_length=length,
+        )
+        backend.plan(part)
+        assert torch.equal(backend.run(q[begin : begin + length].contiguous(), 0), whole[begin : begin + length])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="captures a CUDA graph")

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from radixlm.ops.api import Rope
+from radixlm.ops.cublaslt import Shape, multiply, offers, suits
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton import TritonOps, TritonWeight
 from radixlm.ops.triton_fp8 import Fp8Ops, Fp8Weight, round_rows
-from radixlm.ops.triton_linear import Tiling, linear, multiply_vector
+from radixlm.ops.triton_invariant import InvariantOps
+from radixlm.ops.triton_linear import Tiling, multiply_vector
 from tests.gpu.kernel_device import DEVICE, DTYPES, INTERPRETED, relative_error, tolerance
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -67,24 +69,40 @@ def test_silu_mul_gates_the_second_half(dtype: torch.dtype, tokens: int, size: i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "tiling"),
-    [
-        (1, Tiling(1, 2, 64)),
-        (1, Tiling(1, 4, 256)),
-        (2, Tiling(16, 32, 64, num_stages=2)),
-        (16, Tiling(16, 64, 64, 2, num_stages=2)),
-        (30, Tiling(32, 64, 64, num_stages=3)),
-        (50, Tiling(64, 64, 64, num_stages=2)),
-    ],
-)
-def test_a_product_of_few_rows_is_the_librarys(dtype: torch.dtype, with_bias: bool, rows: int, tiling: Tiling) -> None:
-    x, weight = normal(rows, 192, dtype=dtype), normal(192, 192, dtype=dtype)
+@pytest.mark.parametrize("tiling", [Tiling(2, 64), Tiling(4, 256)])
+def test_a_product_of_one_row_is_the_librarys(dtype: torch.dtype, with_bias: bool, tiling: Tiling) -> None:
+    x, weight = normal(1, 192, dtype=dtype), normal(192, 192, dtype=dtype)
     bias = normal(192, dtype=dtype) if with_bias else None
-    assert tiling.fits(192, 192)
     expected = x.float() @ weight.float().T + (bias.float() if bias is not None else 0.0)
-    for _ in range(2):  # the second one finds the counters of the first
-        assert relative_error(linear(x, weight, bias, tiling), expected) < tolerance(dtype)
+    assert relative_error(multiply_vector(x, weight, bias, tiling), expected) < tolerance(dtype)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library needs a card")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [2, 50, 300])
+def test_every_algorithm_that_suits_multiplies(dtype: torch.dtype, rows: int) -> None:
+    x, weight = normal(rows, 512, dtype=dtype), normal(1024, 512, dtype=dtype)
+    expected = x.float() @ weight.float().T
+    shape = Shape(dtype, rows, 1024, 512)
+    algorithms = {a for near in (rows, 64) for a in offers(Shape(dtype, near, 1024, 512)) if suits(shape, a)}
+    assert len(algorithms) > 2
+    for algorithm in algorithms:
+        assert relative_error(multiply(x, weight, algorithm), expected) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "outs", "size"), [(1, 100, 70), (70, 200, 130)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_invariant_products_are_right_and_the_same_in_any_company(
+    dtype: torch.dtype, rows: int, outs: int, size: int, with_bias: bool
+) -> None:
+    ops, x = InvariantOps(), normal(rows, size, dtype=dtype)
+    weight = ops.pack(normal(outs, size, dtype=dtype), normal(outs, dtype=dtype) if with_bias else None)
+    out = ops.linear(x, weight)
+    wide = TorchWeight(weight.weight.float(), weight.bias.float() if weight.bias is not None else None)
+    assert relative_error(out, ORACLE.linear(x.float(), wide)) < tolerance(dtype)
+    for begin in range(0, rows, 23):
+        assert torch.equal(ops.linear(x[begin : begin + 23].contiguous(), weight), out[begin : begin + 23])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 17, 129])
@@ -100,7 +118,7 @@ def test_linear_takes_any_number_of_rows(rows: int) -> None:
 def test_a_weight_that_divides_into_no_block_goes_to_the_library() -> None:
     packed = OPS.pack(normal(31, 48), None)
     assert isinstance(packed, TritonWeight)
-    assert packed.tilings[0] is None or packed.tilings[0].fits(31, 48)
+    assert packed.choice.vector is None or packed.choice.vector.fits(31, 48)
     assert OPS.linear(normal(1, 48), packed).shape == (1, 31)
 
 
@@ -109,7 +127,7 @@ def test_one_row_times_a_scaled_weight(with_bias: bool) -> None:
     x, weight, scale = normal(1, 192), normal(96, 192), normal(96).abs()
     bias = normal(96) if with_bias else None
     expected = x @ (weight * scale[:, None]).T + (0.0 if bias is None else bias)
-    out = multiply_vector(x, weight, bias, Tiling(1, 4, 64), scale)
+    out = multiply_vector(x, weight, bias, Tiling(4, 64), scale)
     assert relative_error(out, expected) < tolerance(torch.float32)
 
 

@@ -1,0 +1,133 @@
+"""CUDA C++ compiled when it is first needed: NVRTC, which comes with torch, makes machine code, the driver launches it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from radixlm.errors import StartError
+
+_MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_SWIZZLE_128, _PROMOTE_256 = 3, 3  # of CUtensorMapSwizzle and CUtensorMapL2promotion
+_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
+
+
+class Function:
+    """A kernel whose arguments are structures. Launches can be captured in a CUDA graph."""
+
+    def __init__(self, image: bytes, name: str, threads: int, shared_bytes: int) -> None:
+        module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
+        check(_driver().cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
+        check(_driver().cuModuleGetFunction(ctypes.byref(self._handle), module, name.encode()), "cuModuleGetFunction")
+        check(_driver().cuFuncSetAttribute(self._handle, _MAX_SHARED_BYTES, shared_bytes), "cuFuncSetAttribute")
+        self._threads = threads
+        self._shared_bytes = shared_bytes
+        self._overlap = _Attribute(id=_OVERLAP, value=1)
+
+    def launch(self, programs: int, *arguments: ctypes.Structure) -> None:
+        """On the current stream, as soon as the kernel before lets it start (see `radixlm.ops.triton_launch`)."""
+        stream = torch.cuda.current_stream().cuda_stream
+        launch = _Launch(
+            (programs, 1, 1), (self._threads, 1, 1), self._shared_bytes, stream, ctypes.pointer(self._overlap), 1
+        )
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        check(_driver().cuLaunchKernelEx(ctypes.byref(launch), self._handle, addresses, None), "cuLaunchKernelEx")
+
+
+class TensorMap(ctypes.Structure):
+    """What the copy engine must know of a tensor (CUtensorMap); it is read at an address that is a multiple of 64."""
+
+    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+@functools.lru_cache(maxsize=4096)
+def tensor_map(address: int, dtype: torch.dtype, sizes: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
+    """The map of a contiguous 16-bit tensor, sizes and box from the innermost dimension on; boxes land with 128-byte swizzle."""
+    array, rank, result = ctypes.c_uint64 * len(sizes), len(sizes), _aligned_map()
+    steps = [2 * math.prod(sizes[: i + 1]) for i in range(rank - 1)]
+    kind = {torch.float16: 6, torch.bfloat16: 9}[dtype]
+    shape = (array(*sizes), array(*steps), (ctypes.c_uint32 * rank)(*box), (ctypes.c_uint32 * rank)(*[1] * rank))
+    status = _driver().cuTensorMapEncodeTiled(
+        ctypes.byref(result), kind, rank, ctypes.c_void_p(address), *shape, 0, _SWIZZLE_128, _PROMOTE_256, 0
+    )
+    check(status, "cuTensorMapEncodeTiled")
+    return result
+
+
+def _aligned_map() -> TensorMap:
+    room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
+    return TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)
+
+
+def compile_source(source: Path, macros: Mapping[str, int]) -> bytes:
+    """Machine code for the current device. Raises StartError with the compiler's words."""
+    major, minor = torch.cuda.get_device_capability()
+    options = [
+        f"--gpu-architecture=sm_{major}{minor}a",
+        "--std=c++17",
+        *(f"-D{name}={value}" for name, value in macros.items()),
+    ]
+    library, program = _nvrtc(), ctypes.c_void_p()
+    text, name = source.read_bytes(), source.name.encode()
+    check(library.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), "nvrtcCreateProgram")
+    encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    if library.nvrtcCompileProgram(program, len(options), encoded):
+        raise StartError(f"{source.name} does not compile: {_read(program, 'ProgramLog').decode()}")
+    image = _read(program, "CUBIN")
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return image
+
+
+def _read(program: ctypes.c_void_p, what: str) -> bytes:
+    library, size = _nvrtc(), ctypes.c_size_t()
+    check(library[f"nvrtcGet{what}Size"](program, ctypes.byref(size)), what)
+    text = ctypes.create_string_buffer(size.value)
+    check(library[f"nvrtcGet{what}"](program, text), what)
+    return text.raw
+
+
+def find_library(name: str) -> ctypes.CDLL:
+    """A library of CUDA, from the loader's path or from the packages that torch brings. Raises StartError if there is none."""
+    import nvidia  # pyright: ignore[reportMissingImports] - a folder of packages, absent where torch has no CUDA
+
+    for pattern in (f"{folder}/**/lib{name}.so.[0-9]*" for folder in nvidia.__path__):
+        for path in sorted(glob.glob(pattern, recursive=True), reverse=True):
+            return ctypes.CDLL(path)
+    raise StartError(f"lib{name} is not among torch's packages; install torch from a wheel that brings CUDA")
+
+
+@functools.cache
+def _nvrtc() -> ctypes.CDLL:
+    return find_library("nvrtc")
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def check(status: int, call: str) -> None:
+    """Raises RuntimeError unless the call went well."""
+    if status:
+        raise RuntimeError(f"{call} failed with CUDA error {status}")
