@@ -27,8 +27,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ALIGNMENT = 64
 _PIECE_BYTES = 1 << 18
 _SMALL_PAGE = 4096
-_HUGE_PAGE = 2 << 20
+HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
 
 
 class Kind(IntEnum):
@@ -83,12 +84,21 @@ def set_threads(threads: int) -> None:
 
 def advise_huge_pages(tensor: torch.Tensor) -> None:
     """Asks Linux to back a tensor with huge pages (fewer misses of the address cache); elsewhere changes nothing."""
-    start = -(-tensor.data_ptr() // _SMALL_PAGE) * _SMALL_PAGE
-    size = tensor.data_ptr() + tensor.nbytes - start
-    if sys.platform == "linux" and size >= _HUGE_PAGE:
+    if tensor.nbytes >= HUGE_PAGE:
+        _advise(tensor, _MADV_HUGEPAGE)
+
+
+def take_memory(tensor: torch.Tensor) -> None:
+    """Has Linux give a tensor its memory now instead of at the first write; contents stay. Elsewhere changes nothing."""
+    _advise(tensor, _MADV_POPULATE_WRITE)
+
+
+def _advise(tensor: torch.Tensor, advice: int) -> None:
+    if sys.platform == "linux":
+        start = -(-tensor.data_ptr() // _SMALL_PAGE) * _SMALL_PAGE
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = [c_void_p, c_size_t, c_int]
-        madvise(start, size, _MADV_HUGEPAGE)
+        madvise(start, max(0, tensor.data_ptr() + tensor.nbytes - start), advice)
 
 
 class Memory:

@@ -19,7 +19,7 @@ import torch
 from radixlm.errors import ConfigError
 from radixlm.ops.api import Choice, Rope
 from radixlm.ops.build import BuildError, cpu_identity
-from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new, refuse_recording
+from radixlm.ops.library import DTYPES, HUGE_PAGE, Kind, advise_huge_pages, load_library, new, refuse_recording
 from radixlm.ops.torch import TorchOps, TorchWeight
 
 MAX_HEAD_DIM = 512
@@ -27,7 +27,6 @@ NEVER = sys.maxsize
 _ROWS_TRIED = (32, 64, 128, 256)
 _SLAB_BYTES = 64 << 20
 _ALIGNMENT = 64
-_HUGE_PAGE = 2 << 20
 
 # The operations of csrc/radix.h, field by field.
 _LINEAR = struct.Struct("@3Pq").pack
@@ -209,7 +208,7 @@ class _Slabs:
 
 
 def _slab(size: int) -> torch.Tensor:
-    memory = torch.empty(size + _HUGE_PAGE, dtype=torch.uint8)
+    memory = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
     advise_huge_pages(memory)
-    start = -memory.data_ptr() % _HUGE_PAGE
+    start = -memory.data_ptr() % HUGE_PAGE
     return memory[start : start + size]

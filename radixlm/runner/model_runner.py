@@ -75,6 +75,7 @@ class ModelRunner:
         self._replays = replays
         self._prompts = Prompts()
         self._pools = Pools()
+        self._highest_page = 0
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> ModelStep:  # hot
@@ -85,6 +86,7 @@ class ModelRunner:
             self._pools.open(opened)
         if plan.page_slots.size:
             self.tables.set_pages(plan.page_slots, plan.page_indices, plan.pages)
+            self._highest_page = max(self._highest_page, int(plan.pages.max()))
         spans, pools = self._prompts.spans(plan), self._pools.of(plan)
         extra = np.concatenate([_NOTHING, *(wanted.outputs for wanted in (*spans, *pools))])
         inputs = build(plan, self.tables, self._kv.shape.page_size, extra)
@@ -106,8 +108,8 @@ class ModelRunner:
         return self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
 
     def idle(self) -> bool:
-        """A CPU has no work to do ahead."""
-        return False
+        """Takes memory for pages to come."""
+        return self._kv.take_ahead(self._highest_page)
 
     def close(self) -> None:
         """Nothing outlives the runner: its memory goes with it."""

@@ -15,7 +15,8 @@ from radixlm.models.decoder import Decoder, Layer, Tensors
 from radixlm.ops.library import unavailable_reason
 from radixlm.ops.table import load_ops
 from radixlm.runner.inputs import Inputs
-from radixlm.runner.kv import KVPool, KVShape
+from radixlm.ops.library import HUGE_PAGE
+from radixlm.runner.kv import AHEAD_BYTES, KVPool, KVShape
 from radixlm.runner.replay import MOST_TOKENS, DecodeReplays
 from radixlm.runner.sampler import Rows
 
@@ -122,3 +123,22 @@ def test_prompts_and_large_steps_are_left_to_the_model():
     assert not engine.replays.takes(replace(decode, batch=replace(decode.batch, max_length=2)))
     assert not engine.replays.takes(replace(decode, outputs=torch.zeros(1, dtype=torch.int32)))
     assert not engine.replays.takes(replace(decode, tokens=torch.zeros(MOST_TOKENS + 1, dtype=torch.int32)))
+
+
+def test_memory_taken_ahead_changes_no_cell_and_ends_a_little_above_the_highest_page() -> None:
+    shape = KVShape(num_layers=2, num_kv_heads=3, head_dim=64, num_pages=1 << 20, page_size=1, dtype=torch.bfloat16)
+    pool = KVPool(shape, torch.device("cpu"))
+    keys, values = pool.layer(1)
+    assert keys.data_ptr() % HUGE_PAGE == values.data_ptr() % HUGE_PAGE == 0
+    keys[:100], values[:100] = 1.0, 2.0
+    pieces = 0
+    while pool.take_ahead(99):
+        pieces += 1
+    assert AHEAD_BYTES <= pieces * HUGE_PAGE <= AHEAD_BYTES + 5 * HUGE_PAGE
+    assert keys[:100].eq(1).all() and values[:100].eq(2).all() and not keys[100:200].any()
+    assert not pool.take_ahead(99) and pool.take_ahead(99 + (8 << 20) // 384)
+
+
+def test_a_small_pool_is_taken_whole_and_no_more() -> None:
+    pool = KVPool(KVShape(1, 1, 64, 10, page_size=1, dtype=torch.float32), torch.device("cpu"))
+    assert [pool.take_ahead(9) for _ in range(4)] == [True, True, False, False]

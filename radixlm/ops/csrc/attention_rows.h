@@ -20,7 +20,7 @@ struct product {
 INLINE void product_nv(int dtype, int nv, const struct product *p) {
 #define CASE(n) \
     case n:     \
-        tile(dtype, n, nv, p->add, a, p->lda, (const char *)p->b, p->ldb * 4, p->steps, c, p->ldc, 0, NULL, 0); \
+        tile(dtype, n, nv, p->add, a, p->lda, (const char *)p->b, p->ldb * 4, p->steps, c, p->ldc); \
         break;
     const int most = TILE_ROWS < 6 ? TILE_ROWS : 6;
     long tiles = (p->rows + most - 1) / most;

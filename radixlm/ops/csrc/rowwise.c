@@ -4,17 +4,21 @@
  */
 #include "vec.h"
 
-#define TASK_ELEMENTS 16384 /* of one task: a few microseconds, several times what waking a thread costs */
+#define TASK_ELEMENTS 16384 /* of one task */
+#define ALONE_ELEMENTS 32768 /* so few are not shared: the other thread would fetch them from this one's cache first */
 
 struct range {
     long begin, end;
 };
 
-static long task_rows(long width) { return width < TASK_ELEMENTS ? TASK_ELEMENTS / (width ? width : 1) : 1; }
-static long tasks_for(long rows, long width) { return (rows + task_rows(width) - 1) / task_rows(width); }
+static long task_rows(long rows, long width) {
+    if (rows * width <= ALONE_ELEMENTS) return rows ? rows : 1;
+    return width < TASK_ELEMENTS ? TASK_ELEMENTS / width : 1;
+}
+static long tasks_for(long rows, long width) { return (rows + task_rows(rows, width) - 1) / task_rows(rows, width); }
 
 static struct range rows_of(long task, long rows, long width) {
-    long begin = task * task_rows(width), end = begin + task_rows(width);
+    long begin = task * task_rows(rows, width), end = begin + task_rows(rows, width);
     return (struct range){begin, end < rows ? end : rows};
 }
 

@@ -36,21 +36,11 @@ INLINE vf multiply_add(vf acc, const char *a, vu b, int dtype) {
     return acc + (vf)b * value;
 }
 
-/* `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row; ldc in floats. `fetch`
- * points to memory that is needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it
- * goes to, or 0: nothing is fetched. */
-INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long ldb, long steps,
-                 float *c, long ldc, int level, const char *fetch, long fetch_step) {
-    vf acc[TILE_ROWS][4];
-#pragma GCC unroll 8
-    for (int m = 0; m < rows; m++)
-#pragma GCC unroll 4
-        for (int n = 0; n < nv; n++) {
-            if (add)
-                memcpy(&acc[m][n], c + m * ldc + n * LANES, 64);
-            else
-                acc[m][n] = (vf){};
-        }
+/* acc += `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row. `fetch` points to
+ * memory that is needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it goes to, or 0:
+ * nothing is fetched. */
+INLINE void sum_tile(int dtype, int rows, int nv, vf acc[TILE_ROWS][4], const char *a, long lda, const char *b,
+                     long ldb, long steps, int level, const char *fetch, long fetch_step) {
     for (long i = 0; i < steps; i++, a += 4, b += ldb) {
         vu column[4];
 #pragma GCC unroll 4
@@ -65,6 +55,22 @@ INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, 
 #pragma GCC unroll 4
             for (int n = 0; n < nv; n++) acc[m][n] = multiply_add(acc[m][n], a + m * lda, column[n], dtype);
     }
+}
+
+/* c (+)= a x b; ldc in floats. */
+INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, const char *b, long ldb, long steps,
+                 float *c, long ldc) {
+    vf acc[TILE_ROWS][4];
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < nv; n++) {
+            if (add)
+                memcpy(&acc[m][n], c + m * ldc + n * LANES, 64);
+            else
+                acc[m][n] = (vf){};
+        }
+    sum_tile(dtype, rows, nv, acc, a, lda, b, ldb, steps, 0, NULL, 0);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
