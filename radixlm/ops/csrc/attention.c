@@ -337,3 +337,15 @@ void rx_attention(const struct attention *a) {
     rx_parallel(attend, &c, list.num_items);
     rx_parallel(merge_tile, &c, list.num_merges);
 }
+
+struct ahead rx_cells(const struct attention *a) {
+    long count = 0, done = 0;
+    for (long chunk = 0; chunk < a->chunks; chunk++) count += a->starts[chunk] + a->lengths[chunk];
+    int32_t *cells = rx_scratch(SCRATCH_CELLS, count * 4);
+    for (long chunk = 0; chunk < a->chunks; chunk++) {
+        const int32_t *table = a->page_table + a->slots[chunk] * a->pages;
+        long end = a->starts[chunk] + a->lengths[chunk], size = a->page_size;
+        for (long i = 0; i < end; i++) cells[done++] = size == 1 ? table[i] : table[i / size] * size + i % size;
+    }
+    return (struct ahead){a, cells, count, 0, 0};
+}

@@ -48,6 +48,7 @@ void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype) {
 
 struct product {
     const struct weight *w;
+    const struct ahead *ahead;
     const char *x;
     char *out;
     int64_t rows, block_rows;
@@ -60,6 +61,7 @@ struct place {
     long row, column;
     const char *fetch;
     long fetch_step;
+    struct ask ask;
 };
 
 /* The last panel may have fewer columns. */
@@ -88,7 +90,7 @@ INLINE void linear_tile(const struct product *l, int dtype, int rows, int level,
     const struct weight *w = l->w;
     vf acc[TILE_ROWS][4] = {};
     sum_tile(dtype, rows, NV, acc, l->x + p.row * l->ldx, l->ldx, p.panel, PANEL * 4, steps_of(w->k, dtype), level,
-             p.fetch, p.fetch_step);
+             p.fetch, p.fetch_step, &p.ask);
     write_tile(l, dtype, rows, acc, p);
 }
 
@@ -107,6 +109,18 @@ INLINE void linear_rows(const struct product *l, int dtype, int rows, int level,
     }
 }
 
+/* What tile `tile` of `tiles` of the whole product asks for. */
+static struct ask share_of(const struct ahead *ahead, long tile, long tiles) {
+    if (!ahead) return (struct ask){};
+    const struct attention *kv = ahead->kv;
+    long wanted = ahead->last - ahead->first, begin = ahead->first + wanted * tile / tiles;
+    long end = ahead->first + wanted * (tile + 1) / tiles, half = ahead->cells;
+    long stride = (long)kv->kv_heads * kv->head_dim * size_of(kv->kv_dtype);
+    if (begin < half && end > half) end = half;
+    return (struct ask){begin < half ? kv->keys : kv->values, ahead->cell + begin % half, end - begin, stride,
+                        (stride + 63) / 64};
+}
+
 INLINE void linear_panel(const struct product *l, long index, int dtype) {
     const struct weight *w = l->w;
     long panel = index % panels_of(w->n), first = index / panels_of(w->n) * l->block_rows;
@@ -119,7 +133,8 @@ INLINE void linear_panel(const struct product *l, long index, int dtype) {
     }
     for (long t = 0; t < tiles; t++) { /* tiles differ by one row at most: a tile of one row would waste the units */
         long begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        struct place p = {b, first + begin, panel * PANEL, b + bytes + bytes * t / tiles, PANEL * 4 / tiles};
+        struct place p = {b, first + begin, panel * PANEL, b + bytes + bytes * t / tiles, PANEL * 4 / tiles,
+                          share_of(l->ahead, index * tiles + t, panels_of(w->n) * tiles)};
         linear_rows(l, dtype, (int)(end - begin), 2, p);
     }
 }
@@ -137,13 +152,14 @@ static const char *padded(const void *x, int64_t rows, int64_t k, long ldx) {
     return copy;
 }
 
-void rx_linear(const struct linear *op) {
+void rx_linear(const struct linear *op, const struct ahead *ahead) {
     const struct weight *w = op->weight;
-    struct product l = {.w = w, .x = op->x, .out = op->out, .rows = op->rows, .ldx = steps_of(w->k, w->dtype) * 4};
+    struct product l = {.w = w, .ahead = ahead, .x = op->x, .out = op->out, .rows = op->rows, .ldx = steps_of(w->k, w->dtype) * 4};
     if (!l.rows) return;
     if (w->dtype == BF16 && w->k % 2) l.x = padded(op->x, l.rows, w->k, l.ldx);
     long blocks = (l.rows * l.ldx + BLOCK_BYTES - 1) / BLOCK_BYTES;
     l.block_rows = ((l.rows + blocks - 1) / blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     blocks = (l.rows + l.block_rows - 1) / l.block_rows;
+    if (blocks > 1) l.ahead = NULL;
     rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * panels_of(w->n));
 }

@@ -19,7 +19,7 @@ void rx_parallel(task_fn fn, const void *args, long count);
 void rx_set_threads(int threads);
 int rx_threads(void);
 /* Memory of the calling thread, at least `size` bytes, aligned to 64; valid until its next call for the same use. */
-enum scratch { SCRATCH_CALL, SCRATCH_PARTIAL, SCRATCH_TASK, SCRATCH_USES };
+enum scratch { SCRATCH_CALL, SCRATCH_PARTIAL, SCRATCH_TASK, SCRATCH_CELLS, SCRATCH_USES };
 void *rx_scratch(enum scratch use, long size);
 
 /* A packed matrix [n, k]; see gemm.c. `packed` holds rx_packed_bytes bytes, aligned to 64. */
@@ -85,11 +85,21 @@ struct attention { /* q [tokens, heads, head_dim] -> out, same shape; rows outsi
     float scale, softcap;
 };
 
-void rx_linear(const struct linear *op);
+/* Keys and values that the next attention reads: first .. last of the keys in all cells, then the values. */
+struct ahead {
+    const struct attention *kv;
+    const int32_t *cell; /* [cells] */
+    long cells, first, last;
+};
+
+/* `ahead`, or NULL, is fetched meanwhile: products of more than 8 rows wait for arithmetic, attention for memory. */
+void rx_linear(const struct linear *op, const struct ahead *ahead);
 void rx_norm(const struct norm *op);
 void rx_silu_mul(const struct silu_mul *op);
 void rx_rope_write(const struct rope_write *op);
 void rx_attention(const struct attention *op);
+/* The cells of all tokens that it reads; valid until the thread's next call. */
+struct ahead rx_cells(const struct attention *op);
 
 /* logits [rows, n], n > 0 -> the largest of each row and its lowest index. NaN counts as the largest. Not recorded. */
 void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype);

@@ -33,7 +33,7 @@ static const long sizes[KINDS] = {sizeof(struct linear),     sizeof(struct norm)
 
 static void carry_out(int kind, const void *op) {
     switch (kind) {
-    case LINEAR: rx_linear(op); break;
+    case LINEAR: rx_linear(op, NULL); break;
     case NORM: rx_norm(op); break;
     case SILU_MUL: rx_silu_mul(op); break;
     case ROPE_WRITE: rx_rope_write(op); break;
@@ -73,8 +73,35 @@ struct recording *rx_record_end(void) {
     return made;
 }
 
-void rx_replay(const struct recording *recording) {
-    for (long i = 0; i < recording->count; i++) carry_out(recording->steps[i].kind, &recording->steps[i].op);
+/* Multiplications of the products from step i to the next attention, whose place is `*next`; 0: there is none. */
+static double work_until_attention(const struct recording *r, long i, long *next) {
+    double work = 0;
+    for (; i < r->count && r->steps[i].kind != ATTENTION; i++)
+        if (r->steps[i].kind == LINEAR) work += (double)r->steps[i].op.linear.weight->n * r->steps[i].op.linear.weight->k;
+    *next = i;
+    return i < r->count ? work : 0;
+}
+
+void rx_replay(const struct recording *r) {
+    struct ahead ahead = {};
+    double work = 0, done = 0;
+    for (long i = 0, next = -1; i < r->count; i++) {
+        const struct step *s = &r->steps[i];
+        if (i > next) {
+            work = work_until_attention(r, i, &next);
+            done = 0;
+            if (work && !ahead.cells) ahead = rx_cells(&r->steps[next].op.attention);
+            if (work) ahead.kv = &r->steps[next].op.attention;
+        }
+        if (s->kind != LINEAR || !work || !ahead.cells) {
+            carry_out(s->kind, &s->op);
+            continue;
+        }
+        ahead.first = (long)(2 * ahead.cells * done / work);
+        done += (double)s->op.linear.weight->n * s->op.linear.weight->k;
+        ahead.last = (long)(2 * ahead.cells * done / work);
+        rx_linear(&s->op.linear, &ahead);
+    }
 }
 
 void rx_record_free(struct recording *recording) {

@@ -36,24 +36,45 @@ INLINE vf multiply_add(vf acc, const char *a, vu b, int dtype) {
     return acc + (vf)b * value;
 }
 
-/* acc += `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row. `fetch` points to
- * memory that is needed soon and advances fetch_step bytes per step; `level` is 1 or 2, the cache it goes to, or 0:
+/* Rows of memory that are needed later, for another operation: base + cells[i] * stride, of so many cache lines. */
+struct ask {
+    const char *base;
+    const int32_t *cells;
+    long count, stride, lines;
+};
+
+/* One row of b: acc += a x b. `fetch` points to memory that is needed soon; `level` is 1 or 2, the cache it goes to, or 0:
  * nothing is fetched. */
-INLINE void sum_tile(int dtype, int rows, int nv, vf acc[TILE_ROWS][4], const char *a, long lda, const char *b,
-                     long ldb, long steps, int level, const char *fetch, long fetch_step) {
-    for (long i = 0; i < steps; i++, a += 4, b += ldb) {
-        vu column[4];
+INLINE void add_step(int dtype, int rows, int nv, vf acc[TILE_ROWS][4], const char *a, long lda, const char *b,
+                     int level, const char *fetch) {
+    vu column[4];
 #pragma GCC unroll 4
-        for (int n = 0; n < nv; n++) {
-            memcpy(&column[n], b + n * 64, 64);
-            if (level == 1) __builtin_prefetch(fetch + n * 64, 0, 3);
-            if (level == 2) __builtin_prefetch(fetch + n * 64, 0, 2);
-        }
-        fetch += fetch_step;
+    for (int n = 0; n < nv; n++) {
+        memcpy(&column[n], b + n * 64, 64);
+        if (level == 1) __builtin_prefetch(fetch + n * 64, 0, 3);
+        if (level == 2) __builtin_prefetch(fetch + n * 64, 0, 2);
+    }
 #pragma GCC unroll 8
-        for (int m = 0; m < rows; m++)
+    for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
-            for (int n = 0; n < nv; n++) acc[m][n] = multiply_add(acc[m][n], a + m * lda, column[n], dtype);
+        for (int n = 0; n < nv; n++) acc[m][n] = multiply_add(acc[m][n], a + m * lda, column[n], dtype);
+}
+
+/* acc += `steps` rows of b, ldb bytes apart; a advances 4 bytes per step and lda bytes per row, `fetch` fetch_step. A line
+ * of what is asked for is fetched with each step, as far as they go. */
+INLINE void sum_tile(int dtype, int rows, int nv, vf acc[TILE_ROWS][4], const char *a, long lda, const char *b,
+                     long ldb, long steps, int level, const char *fetch, long fetch_step, const struct ask *ask) {
+    const char *end = b + steps * ldb;
+    for (long t = 0; b < end; t++) {
+        const char *row = fetch, *stop = end; /* fetched twice where nothing is asked for: a second loop has no registers */
+        if (level == 2 && t < ask->count) {
+            row = ask->base + ask->cells[t] * ask->stride;
+            if (b + ask->lines * ldb < end) stop = b + ask->lines * ldb;
+        }
+        for (; b < stop; a += 4, b += ldb, fetch += fetch_step, row += 64) {
+            if (level == 2) __builtin_prefetch(row, 0, 2);
+            add_step(dtype, rows, nv, acc, a, lda, b, level, fetch);
+        }
     }
 }
 
@@ -70,7 +91,7 @@ INLINE void tile(int dtype, int rows, int nv, int add, const char *a, long lda, 
             else
                 acc[m][n] = (vf){};
         }
-    sum_tile(dtype, rows, nv, acc, a, lda, b, ldb, steps, 0, NULL, 0);
+    sum_tile(dtype, rows, nv, acc, a, lda, b, ldb, steps, 0, NULL, 0, NULL);
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 4
