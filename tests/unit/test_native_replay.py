@@ -12,10 +12,9 @@ from radixlm.attention.api import Batch
 from radixlm.attention.native import NativeAttention
 from radixlm.models.config import ModelConfig
 from radixlm.models.decoder import Decoder, Layer, Tensors
-from radixlm.ops.library import unavailable_reason
+from radixlm.ops.library import HUGE_PAGE, unavailable_reason
 from radixlm.ops.table import load_ops
 from radixlm.runner.inputs import Inputs
-from radixlm.ops.library import HUGE_PAGE
 from radixlm.runner.kv import AHEAD_BYTES, KVPool, KVShape
 from radixlm.runner.replay import MOST_TOKENS, DecodeReplays
 from radixlm.runner.sampler import Rows
