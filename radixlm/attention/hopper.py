@@ -12,7 +12,7 @@ import torch
 from radixlm.attention.api import AttentionShape
 from radixlm.attention.triton_kernel import FIRST, SECOND, Pages, Workspace
 from radixlm.attention.triton_schedule import Items
-from radixlm.device.nvrtc import Function, TensorMap, compile_source, tensor_map
+from radixlm.device.nvrtc import Function, TensorMap, compile_source, has_compiler, tensor_map
 
 ROWS, BLOCK, DIM = 128, 128, 128
 _THREADS = 384
@@ -38,7 +38,7 @@ def suits(shape: AttentionShape, keys: torch.Tensor) -> bool:
     types = (torch.float16, torch.bfloat16)
     if keys.device.type != "cuda" or torch.cuda.get_device_capability(keys.device) != (9, 0):
         return False
-    return shape.head_dim == DIM and not shape.softcap and keys.dtype in types
+    return shape.head_dim == DIM and not shape.softcap and keys.dtype in types and has_compiler()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import glob
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,13 +110,23 @@ def _read(program: ctypes.c_void_p, what: str) -> bytes:
 
 
 def find_library(name: str) -> ctypes.CDLL:
-    """A library of CUDA, from the loader's path or from the packages that torch brings. Raises StartError if there is none."""
-    import nvidia  # pyright: ignore[reportMissingImports] - a folder of packages, absent where torch has no CUDA
-
-    for pattern in (f"{folder}/**/lib{name}.so.[0-9]*" for folder in nvidia.__path__):
-        for path in sorted(glob.glob(pattern, recursive=True), reverse=True):
+    """A library of torch's CUDA version, on the loader's path or among the packages that torch brings. Raises StartError."""
+    file = f"lib{name}.so.{(torch.version.cuda or '').partition('.')[0]}"
+    packages = importlib.util.find_spec("nvidia")
+    folders = (packages and packages.submodule_search_locations) or ()
+    found = (path for folder in folders for path in glob.glob(f"{folder}/**/{file}", recursive=True))
+    for path in (file, *found):
+        with contextlib.suppress(OSError):
             return ctypes.CDLL(path)
-    raise StartError(f"lib{name} is not among torch's packages; install torch from a wheel that brings CUDA")
+    raise StartError(f"{file} is neither on the loader's path nor among torch's packages; install torch from a wheel")
+
+
+def has_compiler() -> bool:
+    """Whether `compile_source` can work here."""
+    try:
+        return bool(_nvrtc())
+    except StartError:
+        return False
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.device.nvrtc import check, find_library
+from radixlm.errors import StartError
 
 WORKSPACE_BYTES = 32 << 20
 
@@ -105,9 +106,13 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, algorithm: bytes) -> torch.T
     return y
 
 
+@functools.cache
 def version() -> int:
-    """Of the library."""
-    return _library()[0].cublasLtGetVersion()
+    """Of the library; 0 if it is not found, and then nothing here can be used."""
+    try:
+        return _library()[0].cublasLtGetVersion()
+    except StartError:
+        return 0
 
 
 _ONE, _ZERO = ctypes.c_float(1.0), ctypes.c_float(0.0)

@@ -99,7 +99,7 @@ def _fastest_vector(weights: list[torch.Tensor]) -> Tiling | None:
 
 
 def _fastest_algorithm(weights: list[torch.Tensor], rows: int) -> bytes | None:
-    if rows > MAX_HEAD_ROWS and weights[0].nbytes > HEAD_BYTES:
+    if not cublaslt.version() or (rows > MAX_HEAD_ROWS and weights[0].nbytes > HEAD_BYTES):
         return None
     x, _ = _input(weights[0], rows)
 
