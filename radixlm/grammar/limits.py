@@ -29,7 +29,7 @@ _CHEAP_CHARS: dict[Kind, int] = {
 }
 _CHEAP_REPEATS = 256  # the product of all repetition bounds in a source
 _COSTLY = re.compile(r'"(?:multipleOf|pattern|patternProperties|propertyNames|format|oneOf|allOf|not)"\s*:')
-_BOUND = re.compile(r"\{\s*\d*\s*,?\s*(\d+)\s*\}|\"(?:min|max)(?:Length|Items|Properties)\"\s*:\s*(\d+)")
+_BOUND = re.compile(r"\{\s*(?:\d*\s*,)?\s*(\d+)\s*,?\s*\}|\"(?:min|max)(?:Length|Items|Properties)\"\s*:\s*(\d+)")
 
 
 def check_source(constraint: Constraint) -> None:

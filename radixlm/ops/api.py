@@ -39,6 +39,14 @@ class Choice:
         return Choice(*(column[index] for column in columns), any_min_p=self.any_min_p, cut=self.cut)
 
 
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Allowed tokens of some rows, on the device: bit t % 32 of bits[i, t // 32] allows token t in row rows[i]."""
+
+    rows: torch.Tensor  # int32 [k], each at most once
+    bits: torch.Tensor  # int32 [k, words]; tokens beyond the last word are not allowed
+
+
 class Ops(Protocol):
     """Activations are [tokens, features], contiguous, in the model's dtype. Results may reuse an input's memory only where said."""
 
@@ -69,10 +77,10 @@ class Ops(Protocol):
         """[tokens, 2 * n] (gate first, then up) -> silu(gate) * up, [tokens, n]."""
         ...
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def most_likely(self, logits: torch.Tensor, mask: Mask | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [rows, vocab], float32 or the model's dtype -> the largest, float32 [rows], and its lowest index, int64 [rows].
 
-        NaN counts as the largest.
+        What a mask forbids becomes -infinity, in place. NaN counts as the largest.
         """
         ...
 

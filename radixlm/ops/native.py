@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from radixlm.errors import ConfigError
-from radixlm.ops.api import Choice, Rope
+from radixlm.ops.api import Choice, Mask, Rope
 from radixlm.ops.build import BuildError, cpu_identity
 from radixlm.ops.library import DTYPES, HUGE_PAGE, Kind, advise_huge_pages, load_library, new, refuse_recording
 from radixlm.ops.torch import TorchOps, TorchWeight
@@ -33,6 +33,7 @@ _LINEAR = struct.Struct("@3Pq").pack
 _NORM = struct.Struct("@4P2qfi").pack
 _SILU_MUL = struct.Struct("@2P2qi4x").pack
 _ROPE_WRITE = struct.Struct("@9Pq5if").pack
+_MOST_LIKELY = struct.Struct("@4P2q").pack
 _CHOOSE = struct.Struct("@9Pqfi").pack
 
 
@@ -153,12 +154,16 @@ class NativeOps:
         self._do(Kind.SILU_MUL, _SILU_MUL(gate_up.data_ptr(), out.data_ptr(), rows, width, DTYPES[gate_up.dtype]))
         return out
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
+    def most_likely(  # hot
+        self, logits: torch.Tensor, mask: Mask | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
         assert logits.is_contiguous(), "logits are not contiguous"
         rows, vocab = logits.shape
         largest, index = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.int64)
-        self._most_likely(logits.data_ptr(), largest.data_ptr(), index.data_ptr(), rows, vocab, DTYPES[logits.dtype])
+        allowed, words = (None, 0) if mask is None else (_addresses(mask, rows), mask.bits.shape[1])
+        addresses = [0 if t is None else t.data_ptr() for t in (logits, largest, index, allowed)]
+        self._most_likely(_MOST_LIKELY(*addresses, words, vocab), rows, DTYPES[logits.dtype])
         return largest, index
 
     def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -170,6 +175,14 @@ class NativeOps:
         addresses = [t.data_ptr() for t in (logits, largest, *columns, packed, tokens)]
         self._choose(_CHOOSE(*addresses, vocab, 2.0 ** (52 - (vocab - 1).bit_length()), choice.cut), rows)
         return tokens
+
+
+def _addresses(mask: Mask, num_rows: int) -> torch.Tensor:
+    """Where the bits of each row lie, int64 [num_rows]; 0 for a row without."""
+    assert mask.bits.is_contiguous() and mask.bits.dtype is torch.int32, "bits are not int32 in a row"
+    addresses = torch.zeros(num_rows, dtype=torch.int64)
+    addresses[mask.rows] = torch.arange(len(mask.rows)).mul_(4 * mask.bits.shape[1]).add_(mask.bits.data_ptr())
+    return addresses
 
 
 def _measure_torch_rows(native: NativeOps) -> int:

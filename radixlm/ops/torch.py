@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from radixlm.ops import draw
-from radixlm.ops.api import Choice, Rope
+from radixlm.ops.api import Choice, Mask, Rope
 
 GROUP = 64  # tokens per group in `most_likely`: finding the maximum is several times faster than finding its index
 
@@ -70,9 +70,13 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.silu(gate.float()) * up.float()).to(gate_up.dtype)
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # hot
+    def most_likely(  # hot
+        self, logits: torch.Tensor, mask: Mask | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
         rows, vocab = logits.shape
+        if mask is not None:
+            _forbid(logits, mask)
         if vocab % GROUP:
             largest, index = logits.max(dim=-1)
             return largest.float(), index
@@ -84,6 +88,16 @@ class TorchOps:
     def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: Choice) -> torch.Tensor:
         """Random tokens, int64 [rows]. Waits for a device where cuts keep many tokens."""
         return draw.choose(logits, largest, choice)
+
+
+def _forbid(logits: torch.Tensor, mask: Mask) -> None:
+    """A few rows at a time, so that their unpacked bits stay small."""
+    step, shifts = max(1, draw.SLICE_ELEMENTS // logits.shape[1]), torch.arange(32, device=logits.device)
+    for start in range(0, len(mask.rows), step):
+        rows, bits = mask.rows[start : start + step], mask.bits[start : start + step]
+        allowed = (bits.unsqueeze(-1) >> shifts).bitwise_and_(1).bool().flatten(1)
+        allowed = F.pad(allowed, (0, logits.shape[1] - allowed.shape[1]))
+        logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from radixlm.ops import cublaslt, triton_choose, triton_fused
 from radixlm.ops.api import Choice as TokenChoice
-from radixlm.ops.api import Rope
+from radixlm.ops.api import Mask, Rope
 from radixlm.ops.cublaslt import Shape
 from radixlm.ops.torch import TorchOps
 from radixlm.ops.triton_launch import interpreted
@@ -74,9 +74,9 @@ class TritonOps:
         """[tokens, 2 * n] -> silu(first half) * second half."""
         return triton_fused.silu_mul(gate_up)
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def most_likely(self, logits: torch.Tensor, mask: Mask | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [rows, vocab] -> the largest, float32 [rows], and its lowest index, int64 [rows]. NaN counts as the largest."""
-        return TorchOps().most_likely(logits)
+        return TorchOps().most_likely(logits, mask)
 
     def choose(self, logits: torch.Tensor, largest: torch.Tensor, choice: TokenChoice) -> torch.Tensor:
         """Random tokens, int64 [rows], without sorting and without waiting for the device."""

@@ -1,4 +1,4 @@
-"""Changes to logits before a token is chosen, in this order: penalties, bias, min_tokens, grammar mask. In place, float32.
+"""Changes to logits before a token is chosen, in this order: penalties, bias, min_tokens. In place, float32.
 
 Penalties are those of SGLang and vLLM. Repetition (over prompt and output): a logit above 0 is divided by it, one below
 is multiplied (Keskar et al., "CTRL", 2019). Frequency is subtracted once for each time a token was generated, presence
@@ -15,7 +15,6 @@ import torch
 from radixlm.ops.draw import SLICE_ELEMENTS
 from radixlm.runner.settings import BIASED, HELD, PENALISED, Settings
 from radixlm.sched.plan import Opened
-from radixlm.sched.sampled import Masks
 from radixlm.types import IntArray
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -62,13 +61,13 @@ class History:
 
 
 class Edits:
-    """Applies what the slots and masks of a step ask for."""
+    """Applies what the slots of a step ask for."""
 
     def __init__(self, settings: Settings, history: History) -> None:
         self._settings = settings
         self._history = history
 
-    def apply(self, logits: torch.Tensor, slots: IntArray, positions: IntArray, masks: Masks | None) -> None:
+    def apply(self, logits: torch.Tensor, slots: IntArray, positions: IntArray) -> None:
         """Row i of logits [rows, vocab] chooses the token at positions[i] of slots[i]."""
         uses = self._settings.uses[slots]
         for flag, edit in ((PENALISED, self._penalise), (BIASED, self._bias)):
@@ -78,8 +77,6 @@ class Edits:
         rows = np.flatnonzero((uses & HELD > 0) & (positions < self._settings.held_until[slots]))
         if rows.size:
             self._hold(logits, rows, slots[rows])
-        if masks is not None and masks.rows.size:
-            self._mask(logits, masks)
 
     def _penalise(self, logits: torch.Tensor, rows: Int64Array, slots: IntArray) -> None:
         to_device = self._settings.on_device
@@ -96,35 +93,3 @@ class Edits:
     def _hold(self, logits: torch.Tensor, rows: Int64Array, slots: IntArray) -> None:
         to_device = self._settings.on_device
         logits[to_device(rows).unsqueeze(1), to_device(self._settings.held.ids[slots])] = -torch.inf
-
-    def _mask(self, logits: torch.Tensor, masks: Masks) -> None:
-        if logits.device.type == "cpu":
-            _mask_on_cpu(logits, masks)
-            return
-        to_device = self._settings.on_device
-        for part in slices(np.arange(len(masks.rows)), logits.shape[1]):
-            index = to_device(masks.rows[part])
-            allowed = unpack(to_device(masks.bits[part]), logits.shape[1])
-            logits[index] = logits[index].masked_fill_(~allowed, -torch.inf)
-
-
-def _mask_on_cpu(logits: torch.Tensor, masks: Masks) -> None:
-    """Row by row: the fewer of allowed and forbidden logits are touched one by one. 32 rows of 49k: 1 ms, was 10."""
-    rows, vocab_size = logits.numpy(), logits.shape[1]
-    for index, bits in zip(masks.rows.tolist(), masks.bits):
-        row, allowed = rows[index], np.unpackbits(bits.view(np.uint8), bitorder="little")[:vocab_size].view(np.bool_)
-        if np.count_nonzero(allowed) * 2 > vocab_size:
-            row[np.flatnonzero(~allowed)] = -np.inf
-            row[len(allowed) :] = -np.inf
-            continue
-        kept = np.flatnonzero(allowed)
-        values = row[kept]
-        row.fill(-np.inf)
-        row[kept] = values
-
-
-def unpack(bits: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """int32 [rows, words] -> bool [rows, vocab_size]: bit t % 32 of word t // 32. Tokens beyond the last word are not allowed."""
-    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
-    allowed = (bits.unsqueeze(-1) >> shifts).bitwise_and_(1).bool().flatten(1)
-    return torch.nn.functional.pad(allowed, (0, vocab_size - allowed.shape[1]), value=False)

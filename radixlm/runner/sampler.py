@@ -1,6 +1,6 @@
 """From logits to tokens, all rows at once. What no row asks for costs nothing; what some rows ask for, only they pay.
 
-Order: raw log probabilities, edits (penalties, bias, min_tokens, mask), then the most likely token, or a random one. A row
+Order: raw log probabilities, edits (penalties, bias, min_tokens), mask, then the most likely token, or a random one. A row
 whose largest logit is not a finite number (NaN, infinity, or no allowed token at all) yields FAILED; the others go on.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from radixlm.messages import Logprobs
-from radixlm.ops.api import Ops
+from radixlm.ops.api import Mask, Ops
 from radixlm.ops.torch import TorchOps
 from radixlm.runner.edits import Edits, History, Int64Array
 from radixlm.runner.logprobs import Scores, log_probabilities, score
@@ -73,13 +73,15 @@ class Sampler:
         """logits [rows, vocab], overwritten -> a token for each row. Never waits for a device."""
         uses = self.settings.uses[rows.slots]
         used = int(np.bitwise_or.reduce(uses))
-        if used or masks is not None:  # a most likely token is found among logits of any type
+        if used:  # a most likely token is found among logits of any type
             logits = logits.float()
         scored = np.flatnonzero(uses & SCORED) if used & SCORED else _NO_ROWS
         raw = log_probabilities(logits[self.settings.on_device(scored)]) if scored.size else None
-        if used & EDITS or masks is not None:
-            self._edits.apply(logits, rows.slots, rows.positions, masks)
-        largest, tokens = self._ops.most_likely(logits)
+        if used & EDITS:
+            self._edits.apply(logits, rows.slots, rows.positions)
+        to_device = self.settings.on_device
+        mask = None if masks is None else Mask(to_device(masks.rows), to_device(masks.bits))
+        largest, tokens = self._ops.most_likely(logits, mask)
         if used & RANDOM:
             self._randomise(tokens, logits, largest, rows)
         if used & PENALISED:

@@ -136,9 +136,9 @@ class Constraining:
         entries = [self._running.by_slot[slot].request for slot in slots[which].tolist()]
         bits = self._buffer(vocabulary.num_words)[: len(entries)]
         fill_all([entry.matcher for entry in entries if entry.matcher is not None], bits)
-        for row in np.flatnonzero(rows.ignores_eos[slots[which]]).tolist():
-            for token in vocabulary.eos:
-                bits.view(np.uint32)[row, token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFF_FFFF)
+        endless = np.flatnonzero(rows.ignores_eos[slots[which]])
+        for token in vocabulary.eos if endless.size else ():
+            bits.view(np.uint32)[endless, token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFF_FFFF)
         return Masks(which, bits)
 
     def _buffer(self, num_words: int) -> IntArray:

@@ -169,7 +169,7 @@ def test_a_matcher_whose_automaton_is_full_goes_on_in_a_new_one(monkeypatch):
         assert 2 + ord("a") in allowed(matcher, VOCABULARY)
         assert matcher.accept(ids("ab"))
         walks.add(id(matcher._walk))
-    assert matcher.is_finished and len(walks) > 2
+    assert matcher.is_finished and len(walks) > 1
 
 
 def test_an_oracle_without_calls_would_be_noticed(monkeypatch):

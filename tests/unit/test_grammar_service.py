@@ -40,6 +40,16 @@ HOSTILE = {
     ),
     "exploding repetition": Constraint("regex", "((a{1,500}){1,500}){1,500}b"),
     "alternating repetition": Constraint("regex", "(a|aa|aaa|b{2,900}){900}c"),
+    "nested repetition": Constraint("regex", "(" * 20 + "a" + "{1000})" * 20),
+    "repetition of a wide class": Constraint("regex", r"(?:\p{L}\P{L}){1,4000}"),
+    "ambiguous repetition": Constraint("regex", "(?:a?){1,3000}(?:a|b)*(?:a?){1,3000}c"),
+    "suffix of a thousand": Constraint("regex", "(?:a|b)*a(?:a|b){1000}c"),
+    "huge pattern": Constraint("json_schema", json.dumps({"pattern": "((a{1,500}){1,500}){1,500}b"})),
+    "many patterns": Constraint(
+        "json_schema", json.dumps({"allOf": [{"pattern": f"(a|b)*a(a|b){{{i}}}$"} for i in range(30)]})
+    ),
+    "long choices": Constraint("choice", json.dumps([f"{'ab' * 20}{i}" for i in range(5_000)])),
+    "deep grammar": Constraint("ebnf", "start: a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(300)) + 'a300: "y"'),
     "huge multiple": Constraint("json_schema", json.dumps({"type": "integer", "multipleOf": 10**40 + 7})),
     "left recursion": Constraint("ebnf", "start: start \"a\" | \"b\""),
     "mutual recursion": Constraint("ebnf", "start: x\nx: y\ny: x"),
@@ -57,6 +67,14 @@ def test_a_hostile_constraint_ends_in_time_one_way_or_the_other(grammars, name):
         allowed(matcher, VOCABULARY)
     except InvalidRequest as error:
         assert error.message
+
+
+@pytest.mark.parametrize(
+    "name", ["exploding repetition", "nested repetition", "huge pattern", "alternating repetition"]
+)
+def test_what_unfolds_to_too_many_states_is_refused_with_the_limit(grammars, name):
+    with pytest.raises(InvalidRequest, match="states; the limit is 500000"):
+        grammars.get(HOSTILE[name]).result(timeout=30)
 
 
 def test_what_takes_too_long_is_killed_and_the_guard_goes_on(monkeypatch):

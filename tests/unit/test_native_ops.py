@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixlm.ops import native as native_module
-from radixlm.ops.api import Rope
+from radixlm.ops.api import Mask, Rope
 from radixlm.ops.library import NotRecordable, Recording, set_threads, unavailable_reason
 from radixlm.ops.native import NEVER, NativeOps, NativeWeight
 from radixlm.ops.torch import TorchOps
@@ -69,6 +70,27 @@ def test_the_most_likely_is_the_lowest_of_equal_ones_and_nan_counts_as_the_large
         assert torch.equal(largest[row].nan_to_num(7.5), logits[row, index[row]].float().nan_to_num(7.5))
     plain, place = TorchOps().most_likely(logits)
     assert torch.equal(place, index) and plain.dtype == largest.dtype == torch.float32
+
+
+@few
+@given(dtypes, row_counts, sizes, threads, st.randoms(use_true_random=False))
+def test_what_a_mask_forbids_becomes_minus_infinity_and_is_never_the_most_likely(dtype, rows, vocab, count, draw):
+    logits = random(1, rows, vocab, dtype=dtype).round()
+    masked, words = [row for row in range(rows) if draw.random() < 0.7], max(1, -(-vocab // 32) - draw.randrange(2))
+    allowed = torch.ones(rows, vocab, dtype=torch.bool)
+    bits = np.zeros((len(masked), words), dtype=np.uint32)
+    for index, row in enumerate(masked):
+        kept = [t for t in range(min(vocab, 32 * words)) if draw.random() < draw.choice((0.01, 0.99))]
+        allowed[row], allowed[row, kept] = False, True
+        for token in kept:
+            bits[index, token // 32] |= np.uint32(1 << token % 32)
+    mask = Mask(torch.tensor(masked, dtype=torch.int32), torch.from_numpy(bits.view(np.int32)))
+    want = logits.masked_fill(~allowed, -torch.inf)
+    for ops in (NativeOps(count), TorchOps()):
+        got = guarded(logits)
+        largest, index = ops.most_likely(got, mask)
+        assert torch.equal(got, want) and torch.equal(largest, want.float().amax(dim=-1))
+        assert torch.equal(index, (want == want.amax(dim=-1, keepdim=True)).int().argmax(dim=-1))
 
 
 @few

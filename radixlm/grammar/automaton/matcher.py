@@ -1,9 +1,10 @@
-"""A grammar whose constraint is an automaton: what holds in a state is computed once and kept, masks within a byte limit."""
+"""A grammar whose constraint is an automaton: what holds in a state is computed once and kept, within limits.
+
+What is kept is read and replaced whole, so it needs no lock: a walk that two threads share computes a thing twice at worst.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from radixlm.grammar.api import TokenVocabulary
@@ -15,6 +16,7 @@ from radixlm.types import IntArray
 
 MAX_STATES = 20_000  # of one automaton; a matcher that needs more goes on in a new one
 MAX_MASK_BYTES = 64 << 20  # of all masks of a grammar
+MAX_STEPS = 1 << 15  # of a walk by tokens that are remembered
 MAX_FORCED_BYTES = 4096
 MAX_HISTORY = 512  # tokens that can be taken back
 
@@ -27,31 +29,53 @@ class Walk:
         self._vocabulary = vocabulary
         self._table = token_table(vocabulary)
         self._eos = masks_of([vocabulary.eos], vocabulary.num_words)[0]
-        self._masks: OrderedDict[int, IntArray] = OrderedDict()  # least recently used first
+        self._masks: dict[int, IntArray] = {}
+        self._steps: dict[tuple[int, int], int] = {}
         self._endings: dict[int, Ending] = {}
-        self._lock = threading.Lock()
+        self._forced: dict[int, bytes] = {}
 
-    def ending(self, state: int) -> Ending:
+    def ending(self, state: int) -> Ending:  # hot
         found = self._endings.get(state)
         if found is None:
             found = self._endings[state] = self.automaton.ending(state)
         return found
 
+    def forced(self, state: int) -> bytes:  # hot
+        """The bytes that must follow."""
+        found = self._forced.get(state)
+        if found is None:
+            found = self._forced[state] = self.automaton.forced(state, MAX_FORCED_BYTES)
+        return found
+
     def mask(self, state: int) -> IntArray:  # hot
         """The tokens that may follow, the end tokens where the text may end."""
-        with self._lock:
-            found = self._masks.get(state)
-            if found is not None:
-                self._masks.move_to_end(state)
-                return found
-        found = self.automaton.mask(state, self._table)
-        if self.ending(state) is not Ending.OPEN:
-            found |= self._eos
-        with self._lock:
+        found = self._masks.get(state)
+        if found is None:
+            found = self.automaton.mask(state, self._table)
+            if self.ending(state) is not Ending.OPEN:
+                found |= self._eos
+            if (len(self._masks) + 1) * found.nbytes > MAX_MASK_BYTES:
+                self._masks = {}
             self._masks[state] = found
-            if len(self._masks) * found.nbytes > MAX_MASK_BYTES:
-                self._masks.popitem(last=False)
         return found
+
+    def after(self, state: int, token: int) -> int:  # hot
+        """The state after a token; DEAD if it does not fit. An end token leaves the state as it is where the text may end."""
+        found = self._steps.get((state, token))
+        if found is None:
+            found = self._step(state, token)
+            if len(self._steps) >= MAX_STEPS:
+                self._steps = {}
+            self._steps[state, token] = found
+        return found
+
+    def _step(self, state: int, token: int) -> int:
+        vocabulary = self._vocabulary
+        if token in vocabulary.eos:
+            return DEAD if self.ending(state) is Ending.OPEN else state
+        if token in vocabulary.special or not 0 <= token < len(vocabulary.tokens) or not vocabulary.tokens[token]:
+            return DEAD
+        return self.automaton.run(state, vocabulary.tokens[token])
 
 
 class AutomatonGrammar:
@@ -117,29 +141,26 @@ class AutomatonMatcher:
                 return
             self._walk = walk
 
-    def accept(self, tokens: Sequence[int]) -> bool:
-        if self._walk.automaton.num_states > MAX_STATES // 2:
+    def accept(self, tokens: Sequence[int]) -> bool:  # hot
+        if self._states[-1] > MAX_STATES // 2:  # states are numbered as they are found
             self._move_on()
+        for _ in range(2):
+            try:
+                return self._accept(tokens)
+            except OverLimit:
+                self._move_on()
+        return False
+
+    def _accept(self, tokens: Sequence[int]) -> bool:
         states: list[int] = []
         state = self._states[-1]
         for token in tokens:
-            state = self._after(state, token)
+            state = self._walk.after(state, token)
             if state == DEAD:
                 return False
             states.append(state)
         self._states += states
         return True
-
-    def _after(self, state: int, token: int) -> int:
-        vocabulary = self._grammar.vocabulary
-        if token in vocabulary.eos:
-            return DEAD if self._walk.ending(state) is Ending.OPEN else state
-        if token in vocabulary.special or not 0 <= token < len(vocabulary.tokens) or not vocabulary.tokens[token]:
-            return DEAD
-        try:
-            return self._walk.automaton.run(state, vocabulary.tokens[token])
-        except OverLimit:
-            return DEAD
 
     def rollback(self, num_tokens: int) -> None:
         assert 0 <= num_tokens < len(self._states), f"rollback of {num_tokens} of {len(self._states) - 1} tokens"
@@ -147,7 +168,7 @@ class AutomatonMatcher:
 
     def forced(self) -> bytes:
         try:
-            return self._walk.automaton.forced(self._states[-1], MAX_FORCED_BYTES)
+            return self._walk.forced(self._states[-1])
         except OverLimit:
             return b""
 

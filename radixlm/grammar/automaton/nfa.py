@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Unsupported
 from radixlm.grammar.automaton import charset
 from radixlm.grammar.automaton.charset import CharSet
 from radixlm.grammar.automaton.program import MAX_STATES, Builder
 from radixlm.grammar.automaton.regex import Anchor, Atom, Choice, Dialect, Node, Repeat, parse_regex
+
+MAX_UNFOLDED = 500_000  # states of a regex that another implementation may still take
 
 
 @dataclass(slots=True)
@@ -106,9 +109,14 @@ _GAP = Repeat(Atom(charset.ANY), 0, None, 3)
 def regex_nfa(pattern: str, dialect: Dialect = "python", *, search: bool = False) -> Nfa:
     """The automaton of the texts that a pattern matches as a whole, or, with `search`, anywhere.
 
-    Raises InvalidRequest for a wrong pattern and Unsupported for one that unfolds to too many states.
+    Raises InvalidRequest for a wrong pattern, or one that unfolds to far too many states, and Unsupported for one of too many.
     """
     node = parse_regex(pattern, dialect)
+    if node.num_states > MAX_UNFOLDED:
+        unfolded = f"{min(node.num_states, 10**300):.1e}"
+        raise InvalidRequest(
+            f"the regex unfolds to {unfolded} states; the limit is {MAX_UNFOLDED}: repeat less", param="regex"
+        )
     if node.num_states > MAX_STATES // 2:
         raise Unsupported(f"the regex unfolds to {node.num_states} states; the limit is {MAX_STATES // 2}: repeat less")
     nfa = Nfa()

@@ -101,8 +101,16 @@ void rx_attention(const struct attention *op);
 /* The cells of all tokens that it reads; valid until the thread's next call. */
 struct ahead rx_cells(const struct attention *op);
 
-/* logits [rows, n], n > 0 -> the largest of each row and its lowest index. NaN counts as the largest. Not recorded. */
-void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype);
+struct most_likely {
+    void *logits;                   /* [rows, n], n > 0; what is not allowed becomes -infinity */
+    float *largest;                 /* [rows] */
+    int64_t *index;                 /* [rows] the lowest */
+    const uint32_t *const *allowed; /* [rows] of each row NULL or `words` words of bits; NULL if all tokens are allowed in all rows */
+    int64_t words, n;
+};
+
+/* The largest logit of each row. NaN counts as the largest. Not recorded. */
+void rx_most_likely(const struct most_likely *op, int64_t rows, int dtype);
 
 struct choose { /* radixlm.ops.api.Choice */
     float *logits;        /* [rows, n], overwritten with weights */

@@ -151,13 +151,6 @@ void rx_rope_write(const struct rope_write *op) {
     rx_parallel(fn, op, tasks_for(op->tokens, width));
 }
 
-struct most_likely {
-    const void *logits; /* [rows, n] */
-    float *largest;     /* [rows] */
-    int64_t *index;     /* [rows] */
-    int64_t n;
-};
-
 /* The lowest index of `value`, which is there; a NaN is any NaN. */
 INLINE long first_equal(const char *x, long n, float value, int dtype) {
     long i = 0;
@@ -176,36 +169,47 @@ INLINE long first_equal(const char *x, long n, float value, int dtype) {
     return i;
 }
 
-INLINE void most_likely_row(const struct most_likely *l, long row, int dtype) {
-    const char *x = at(l->logits, row * l->n, dtype);
+/* Sixteen logits, those that are not allowed -infinity, in place too. */
+INLINE vf permitted(const struct most_likely *l, const uint32_t *allowed, char *x, long i, long count, int dtype) {
+    uint32_t bits = i / 32 < l->words ? allowed[i / 32] >> i % 32 & 0xffff : 0;
+    vf v = where_bits(bits, load(x, count, dtype), splat(-INFINITY));
+    store(x, v, count, dtype);
+    return v;
+}
+
+INLINE float largest_of(const struct most_likely *l, const uint32_t *allowed, char *x, int dtype) {
     vf top = splat(-INFINITY);
     vi bad = {};
-    long full = l->n / LANES * LANES, i = 0;
-    for (; i < full; i += LANES) {
-        vf v = load(at(x, i, dtype), LANES, dtype);
+    for (long i = 0; i < l->n; i += LANES) {
+        long count = l->n - i < LANES ? l->n - i : LANES;
+        vf v = allowed ? permitted(l, allowed, at(x, i, dtype), i, count, dtype) : load(at(x, i, dtype), count, dtype);
+        if (count < LANES) {
+            float e[LANES];
+            memcpy(e, &v, sizeof e);
+            for (long lane = count; lane < LANES; lane++) e[lane] = -INFINITY;
+            memcpy(&v, e, sizeof e);
+        }
         bad |= v != v;
         top = max_(top, v);
     }
     int any_bad = 0;
     for (int lane = 0; lane < LANES; lane++) any_bad |= bad[lane] != 0;
-    float most = max_lanes(top);
-    for (; i < l->n; i++) {
-        float v = load(at(x, i, dtype), 1, dtype)[0];
-        any_bad |= v != v;
-        most = v > most ? v : most;
-    }
-    if (any_bad) most = NAN;
-    i = first_equal(x, l->n, most, dtype);
+    return any_bad ? NAN : max_lanes(top);
+}
+
+INLINE void most_likely_row(const struct most_likely *l, long row, int dtype) {
+    char *x = at(l->logits, row * l->n, dtype);
+    const uint32_t *allowed = l->allowed ? l->allowed[row] : NULL;
+    float most = allowed ? largest_of(l, allowed, x, dtype) : largest_of(l, NULL, x, dtype);
     l->largest[row] = most;
-    l->index[row] = i;
+    l->index[row] = first_equal(x, l->n, most, dtype);
 }
 
 static void most_likely_f32(const void *args, long row) { most_likely_row(args, row, F32); }
 static void most_likely_bf16(const void *args, long row) { most_likely_row(args, row, BF16); }
 static void most_likely_f16(const void *args, long row) { most_likely_row(args, row, F16); }
 
-void rx_most_likely(const void *logits, float *largest, int64_t *index, int64_t rows, int64_t n, int dtype) {
+void rx_most_likely(const struct most_likely *op, int64_t rows, int dtype) {
     static const task_fn by_dtype[] = {most_likely_f32, most_likely_bf16, most_likely_f16};
-    struct most_likely l = {logits, largest, index, n};
-    rx_parallel(by_dtype[dtype], &l, rows);
+    rx_parallel(by_dtype[dtype], op, rows);
 }

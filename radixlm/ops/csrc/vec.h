@@ -27,12 +27,19 @@ INLINE vf min_(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf zero_below(vf x, vf limit, vf y) { /* y, or 0 where x < limit */
     return (vf)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)limit, _CMP_NLT_UQ), (__m512)y);
 }
+INLINE vf where_bits(uint32_t bits, vf yes, vf no) { /* lane i: bit i */
+    return (vf)_mm512_mask_blend_ps((__mmask16)bits, (__m512)no, (__m512)yes);
+}
 INLINE float sum_lanes(vf x) { return _mm512_reduce_add_ps((__m512)x); }
 INLINE float max_lanes(vf x) { return _mm512_reduce_max_ps((__m512)x); }
 #else
 INLINE vf max_(vf a, vf b) { return select_(a > b, a, b); }
 INLINE vf min_(vf a, vf b) { return select_(a < b, a, b); }
 INLINE vf zero_below(vf x, vf limit, vf y) { return select_(x < limit, (vf){}, y); }
+INLINE vf where_bits(uint32_t bits, vf yes, vf no) {
+    const vu each = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return select_((((vu){} + bits) & each) != 0, yes, no);
+}
 
 INLINE float sum_lanes(vf x) {
     float s[LANES];
