@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Constraint, Unsupported, allowed
 from radixlm.grammar.automaton.compile import compile_automaton
+from radixlm.grammar.automaton.lazy import DEAD, Ending, PlainAutomaton
 from radixlm.grammar.automaton.matcher import AutomatonGrammar
+from radixlm.grammar.automaton.native import new_automaton
+from radixlm.grammar.schema.compile import compile_schema
+from radixlm.ops.build import find_compiler
 from tests.unit.grammar_vocabulary import VOCABULARY, ids
 from tests.unit.schema_suite import ROOT
 
@@ -111,6 +118,7 @@ def nested(wrap, times: int) -> object:
     return schema
 
 
+AMBIGUOUS = {"anyOf": [{"items": {"$ref": "#"}, "minItems": least, "type": "array"} for least in range(3)]}
 MANY = {f"p{index}": {"type": "integer"} for index in range(3000)}
 HOSTILE = {
     "nesting": nested(lambda s: {"items": s}, 60),
@@ -129,7 +137,7 @@ HOSTILE = {
     "long": {"pattern": "a" * 30_000},
     "repeats": {"pattern": "((a{1,50}){1,50}){1,50}"},
     "items": nested(lambda s: {"items": s, "maxItems": 1000, "minItems": 900}, 4),
-    "ambiguous": {"anyOf": [{"items": {"$ref": "#"}, "minItems": index, "type": "array"} for index in range(3)]},
+    "ambiguous": AMBIGUOUS,
 }  # fmt: skip
 
 
@@ -144,6 +152,39 @@ def test_a_hostile_schema_costs_little_or_is_refused(name):
     except (InvalidRequest, Unsupported) as error:
         assert str(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 256 << 10
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
+def test_alternatives_that_call_themselves_are_read_at_any_depth():
+    matcher = compiled(AMBIGUOUS).matcher()
+    for depth in range(400):
+        assert matcher.accept(ids("[")), depth
+        assert allowed(matcher, VOCABULARY)
+    assert matcher.accept(ids("]" * 399)) and not matcher.is_complete
+    assert matcher.accept(ids(",[[],[]]]")) and matcher.is_finished
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 30))
+def test_shared_stacks_mean_what_each_stack_means_alone(seed):
+    """The automaton in C, which shares them, against the one in Python, which keeps every stack; also after a move."""
+    program, rng = compile_schema(json.dumps(AMBIGUOUS)).program, random.Random(seed)
+    native, other, oracle = new_automaton(program, 5_000), new_automaton(program, 5_000), PlainAutomaton(program, 5_000)
+    state, expected = native.start, oracle.start
+    depth = 0
+    for _ in range(20):
+        likely = b"[],1" if depth < 5 else b"],"  # the oracle cannot go deep
+        byte = rng.choice([b for b in likely if rng.random() < 0.1 or oracle.step(expected, b) != DEAD] or b"]")
+        depth += {91: 1, 93: -1}.get(byte, 0)
+        state, expected = native.run(state, bytes([byte])), oracle.step(expected, byte)
+        assert (state == DEAD) == (expected == DEAD)
+        if state == DEAD or native.ending(state) is Ending.MUST_END:
+            break
+        (moved,) = other.take(native, [state])
+        for each in b"[],1" if depth < 5 else b"],1":
+            alive = oracle.step(expected, each) != DEAD
+            assert [native.run(state, bytes([each])) != DEAD, other.run(moved, bytes([each])) != DEAD] == [alive] * 2
+        assert native.ending(state) is oracle.ending(expected) is other.ending(moved)
 
 
 BENCH = ROOT.parent / "shared/data/jsonschemabench/sample.jsonl"

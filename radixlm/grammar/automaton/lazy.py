@@ -7,6 +7,7 @@ state there is a way to the end of some text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, Self
@@ -61,8 +62,8 @@ class Automaton(Protocol):
         """The tokens that may follow, as bits; a new array."""
         ...
 
-    def take(self, other: Self, state: int) -> int:
-        """A state of another automaton of the same program, as a state of this one."""
+    def take(self, other: Self, states: Sequence[int]) -> list[int]:
+        """States of another automaton of the same program, as states of this one."""
         ...
 
 
@@ -208,5 +209,5 @@ class PlainAutomaton:
         fits[tokens.ids[np.repeat(reached != DEAD, np.diff(tokens.id_offset))]] = 1
         return np.packbits(fits, bitorder="little").view(np.int32)
 
-    def take(self, other: PlainAutomaton, state: int) -> int:
-        return self._number(other._sets[state])
+    def take(self, other: PlainAutomaton, states: Sequence[int]) -> list[int]:
+        return [self._number(other._sets[state]) for state in states]

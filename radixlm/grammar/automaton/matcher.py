@@ -134,9 +134,8 @@ class AutomatonMatcher:
         """Goes on in a walk that has room, with the states that can be taken back."""
         walk = self._grammar.walk()
         if walk is not self._walk:
-            kept = self._states[-MAX_HISTORY:]
             try:
-                self._states = [walk.automaton.take(self._walk.automaton, state) for state in kept]
+                self._states = walk.automaton.take(self._walk.automaton, self._states[-MAX_HISTORY:])
             except OverLimit:
                 return
             self._walk = walk

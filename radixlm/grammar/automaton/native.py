@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_int, c_int32, c_int64, c_void_p
 
 import numpy as np
@@ -36,7 +37,11 @@ class _Vocabulary(Structure):
 
 
 class _Masked(Structure):
-    _fields_ = [("all", _Vocabulary), ("others", _Vocabulary), ("plain", c_void_p), ("words", c_int64)]
+    _fields_ = [(name, _Vocabulary) for name in ("all", "others", "marked")] + [
+        ("plain", c_void_p),
+        ("unmarked", c_void_p),
+        ("words", c_int64),
+    ]
 
 
 @functools.cache
@@ -56,7 +61,7 @@ def _library() -> ctypes.CDLL | None:
         "rx_automaton_states": ([c_void_p], c_int64),
         "rx_automaton_forced": ([c_void_p, c_int32, ctypes.c_char_p, c_int64], c_int64),
         "rx_automaton_mask": ([c_void_p, c_int32, POINTER(_Masked), c_void_p], c_int),
-        "rx_automaton_move": ([c_void_p, c_int32, c_void_p], c_int32),
+        "rx_automaton_move": ([c_void_p, c_void_p, c_void_p, c_int64], c_int),
     }
     for name, (arguments, result) in signatures.items():
         function = getattr(library, name)  # ctypes keeps this one; library[name] would be another each time
@@ -76,10 +81,9 @@ def _masked(table: TokenTable) -> _Masked:
     """The table as C sees it; its arrays live as long as the table."""
     found = _structs.get(table)
     if found is None:
-        words = table.plain.shape[1]
-        found = _structs[table] = _Masked(
-            _vocabulary(table.all), _vocabulary(table.others), table.plain.ctypes.data, words
-        )
+        tokens = map(_vocabulary, (table.all, table.others, table.marked))
+        masks = (table.plain.ctypes.data, table.unmarked.ctypes.data, table.plain.shape[1])
+        found = _structs[table] = _Masked(*tokens, *masks)
     return found
 
 
@@ -127,9 +131,11 @@ class NativeAutomaton:
             )
         return out
 
-    def take(self, other: NativeAutomaton, state: int) -> int:
+    def take(self, other: NativeAutomaton, states: Sequence[int]) -> list[int]:
+        moved = np.array(states, dtype=np.int32)
         with self._lock:
-            return _checked(self._library.rx_automaton_move(other._handle, state, self._handle))
+            _checked(self._library.rx_automaton_move(other._handle, self._handle, moved.ctypes.data, len(moved)))
+        return moved.tolist()
 
 
 def _checked(result: int) -> int:

@@ -1,7 +1,8 @@
 """The bytes of a vocabulary's tokens, in an order in which common beginnings are walked once; made once per vocabulary.
 
 Most tokens are plain: whole printable characters without quotes or backslashes. Inside a free string all of them are allowed, so
-they are kept as ready masks, by how many characters they have at most, and only the others are walked.
+they are kept as ready masks, by how many characters they have at most, and only the others are walked. Where only ASCII
+punctuation is treated differently, as `<` in a text that ends with a tag, that holds for the plain tokens without any.
 """
 
 from __future__ import annotations
@@ -50,11 +51,16 @@ class SortedTokens:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class TokenTable:
-    """All tokens, those that are not plain, and masks [MAX_PLAIN + 1, words] of the plain ones by their number of characters."""
+    """All tokens, those that are not plain, plain ones with ASCII punctuation; masks of the plain tokens, and of the unmarked ones.
+
+    Row n of the masks [MAX_PLAIN + 1, words] has the tokens of at most n characters.
+    """
 
     all: SortedTokens
     others: SortedTokens
+    marked: SortedTokens
     plain: IntArray
+    unmarked: IntArray
 
 
 def _num_shared(one: bytes, other: bytes) -> int:
@@ -71,6 +77,7 @@ def _offsets(sizes: Sequence[int]) -> IntArray:
 
 
 _PLAIN = re.compile(rf'[^\x00-\x1f"\\]{{1,{MAX_PLAIN}}}')
+_MARK = re.compile(rb"[!-/:-@\[-`{-~]")
 
 
 def plain_chars(piece: bytes) -> int:
@@ -97,11 +104,16 @@ def token_table(vocabulary: TokenVocabulary) -> TokenTable:
     for index, piece in enumerate(vocabulary.tokens[: vocabulary.size]):
         if piece and index not in vocabulary.special and len(piece) <= MAX_TOKEN_BYTES:
             tokens.setdefault(piece, []).append(index)
-    lengths = {piece: plain_chars(piece) for piece in tokens}
+    plain = {piece: ids for piece, ids in tokens.items() if plain_chars(piece)}
+    marked = {piece: ids for piece, ids in plain.items() if _MARK.search(piece)}
+    unmarked = {piece: ids for piece, ids in plain.items() if piece not in marked}
+    others = {piece: ids for piece, ids in tokens.items() if piece not in plain}
+    masks = [_by_length(each, vocabulary.num_words) for each in (plain, unmarked)]
+    return TokenTable(*map(SortedTokens.of, (tokens, others, marked)), *masks)
+
+
+def _by_length(tokens: dict[bytes, list[int]], num_words: int) -> IntArray:
     rows: list[list[int]] = [[] for _ in range(MAX_PLAIN + 1)]
     for piece, ids in tokens.items():
-        if lengths[piece]:
-            rows[lengths[piece]] += ids
-    plain = np.bitwise_or.accumulate(masks_of(rows, vocabulary.num_words), axis=0)
-    others = {piece: ids for piece, ids in tokens.items() if not lengths[piece]}
-    return TokenTable(SortedTokens.of(tokens), SortedTokens.of(others), plain)
+        rows[plain_chars(piece)] += ids
+    return np.bitwise_or.accumulate(masks_of(rows, num_words), axis=0)

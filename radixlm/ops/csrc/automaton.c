@@ -1,9 +1,11 @@
 /* A byte automaton with a stack, made deterministic as far as it is walked.
  *
  * The program is a nondeterministic automaton whose states read bytes, move on, or call another state and come back to
- * a third. A place is a state with a stack of states to come back to; a deterministic state is the sorted set of places
- * that read a byte or end the text. Sets and stacks are interned, so each is a small number and every transition is
- * computed once. radixlm/grammar/automaton/lazy.py does the same in Python and is the oracle.
+ * a third. A place is a state with the ways back that may lie below it; a deterministic state is the sorted set of places
+ * that read a byte or end the text. Ways back are shared: a stack is the set of its tops, each a state to come back to
+ * with the stack below, and places in one state are one place with the tops of all. So what can be read in many ways, as
+ * alternatives that call themselves, stays small at any depth. Sets and stacks are interned, so each is a small number
+ * and every transition is computed once. radixlm/grammar/automaton/lazy.py does it in Python, stack by stack, and is the oracle.
  *
  * Not thread-safe: the caller holds a lock. Places that can never reach the end are dropped, so a state that is not
  * DEAD can always go on to the end of some text.
@@ -15,6 +17,9 @@
 #define DEAD (-1)
 #define OVER_LIMIT (-2)
 #define UNKNOWN (-3)
+#define MIXED (-4)           /* what follows depends on the character */
+#define NO_STACK 0           /* the stack whose only top is BOTTOM */
+#define BOTTOM ((int64_t)-1) /* nothing to come back to; sorted before every other top */
 #define MAX_PLACES (1 << 14) /* of one state: more means that the program is too ambiguous to be walked */
 #define MAX_TOKEN_BYTES 65535
 #define MAX_PLAIN 32
@@ -41,37 +46,43 @@ struct vocabulary { /* distinct tokens in the order of their bytes */
     const int32_t *first; /* [257] where the tokens begin that begin with this byte or a later one */
 };
 
-struct masked { /* a vocabulary in two: tokens of whole printable characters without quotes or backslashes; the others */
-    struct vocabulary all, others;
-    const uint32_t *plain; /* [MAX_PLAIN + 1, words] plain tokens of at most so many characters; all of them have at most MAX_PLAIN */
+/* A vocabulary in three: plain tokens are whole printable characters without quotes or backslashes, at most MAX_PLAIN; some of
+ * them are marked, they have ASCII punctuation. */
+struct masked {
+    struct vocabulary all, others, marked;
+    const uint32_t *plain, *unmarked; /* [MAX_PLAIN + 1, words] plain tokens of at most so many characters; those not marked */
     int64_t words;
 };
 
-struct table { /* open addressing: indices + 1, 0 is free */
-    int32_t *slots;
-    int64_t size, used;
+struct list {
+    int64_t *items, num, max;
+};
+
+struct sets { /* distinct sorted lists of numbers, each known by its own number */
+    struct list items, offset; /* those of set i lie at offset[i] .. offset[i + 1] */
+    int32_t *slots; /* open addressing: numbers + 1, 0 is free */
+    int64_t num, size;
+};
+
+struct state {
+    uint8_t accepting;
+    uint8_t marks;  /* punctuation goes elsewhere than other plain characters, here or further on */
+    int8_t depth;   /* see plain_depth; UNKNOWN */
+    int32_t plain_next; /* see after_plain; UNKNOWN */
 };
 
 struct automaton {
     struct program p;
     uint8_t *live;
-    int32_t (*stacks)[2]; /* state to come back to, the rest of the stack; stack 0 is empty */
-    int64_t num_stacks, max_stacks;
-    struct table stack_table;
-    int64_t *places; /* state << 32 | stack, of all sets one after the other */
-    int64_t num_places, max_places;
-    int64_t *set_offset; /* [num_sets + 1] */
-    uint8_t *accepting;
-    int8_t *plain_depth; /* -1 unknown */
-    int32_t *plain_next; /* see after_plain */
-    int64_t num_sets, max_sets, limit;
-    struct table set_table;
-    int32_t *next; /* [num_sets, num_classes] */
-    int64_t *found, *todo; /* scratch of a closure */
-    int64_t num_found, num_todo, max_found, max_todo;
+    struct sets stacks; /* of tops: state to come back to << 32 | the stack below */
+    struct sets sets;   /* of places: state << 32 | stack */
+    struct state *states;
+    int32_t *next; /* [states, num_classes] */
+    int64_t max_states, limit;
+    struct list found, todo, tops; /* scratch of a closure */
+    struct list visited;
     int32_t *seen; /* open addressing over `visited`, cleared by undoing */
-    int64_t *visited;
-    int64_t num_visited, max_visited, seen_size;
+    int64_t seen_size;
     int failed;
 };
 
@@ -81,61 +92,124 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-static int grow(struct automaton *a, void **memory, int64_t *capacity, int64_t needed, size_t size) {
-    if (needed <= *capacity)
+/* Room for `more` items; 0 if there is no memory. */
+static int reserve(struct list *l, int64_t more) {
+    if (l->num + more <= l->max)
         return 1;
-    int64_t wanted = *capacity * 2 > needed ? *capacity * 2 : needed;
-    void *moved = realloc(*memory, (size_t)wanted * size);
-    if (!moved) {
-        a->failed = 1;
+    int64_t max = l->max * 2 > l->num + more ? l->max * 2 : l->num + more + 16;
+    int64_t *items = realloc(l->items, (size_t)max * sizeof *items);
+    if (!items)
         return 0;
-    }
-    *memory = moved;
-    *capacity = wanted;
+    l->items = items;
+    l->max = max;
     return 1;
 }
 
-static int32_t push(struct automaton *a, int32_t back, int32_t rest) {
-    struct table *t = &a->stack_table;
-    if (t->used * 2 >= t->size) {
-        int64_t size = t->size ? t->size * 2 : 256;
-        int32_t *slots = calloc((size_t)size, sizeof *slots);
-        if (!slots)
-            return a->failed = 1, 0;
-        for (int64_t i = 1; i < a->num_stacks; i++) {
-            uint64_t at = mix((uint64_t)a->stacks[i][0] << 32 | (uint32_t)a->stacks[i][1]);
-            while (slots[at & (uint64_t)(size - 1)])
-                at++;
-            slots[at & (uint64_t)(size - 1)] = (int32_t)i + 1;
-        }
-        free(t->slots);
-        t->slots = slots;
-        t->size = size;
+static void append(struct automaton *a, struct list *l, int64_t item) {
+    if (reserve(l, 1))
+        l->items[l->num++] = item;
+    else
+        a->failed = 1;
+}
+
+static int by_value(const void *x, const void *y) {
+    int64_t a = *(const int64_t *)x, b = *(const int64_t *)y;
+    return (a > b) - (a < b);
+}
+
+static void sort(struct list *l) {
+    if (l->num > 1)
+        qsort(l->items, (size_t)l->num, sizeof *l->items, by_value);
+}
+
+static uint64_t hash(const int64_t *items, int64_t n) {
+    uint64_t h = (uint64_t)n;
+    for (int64_t i = 0; i < n; i++)
+        h = mix(h ^ (uint64_t)items[i]);
+    return h;
+}
+
+static const int64_t *items_of(const struct sets *s, int64_t set, int64_t *n) {
+    *n = s->offset.items[set + 1] - s->offset.items[set];
+    return s->items.items + s->offset.items[set];
+}
+
+static int rehash(struct sets *s) {
+    int64_t size = s->size ? s->size * 2 : 256, n;
+    int32_t *slots = calloc((size_t)size, sizeof *slots);
+    if (!slots)
+        return 0;
+    for (int64_t i = 0; i < s->num; i++) {
+        const int64_t *items = items_of(s, i, &n);
+        uint64_t at = hash(items, n);
+        while (slots[at & (uint64_t)(size - 1)])
+            at++;
+        slots[at & (uint64_t)(size - 1)] = (int32_t)i + 1;
     }
-    uint64_t at = mix((uint64_t)back << 32 | (uint32_t)rest), mask = (uint64_t)(t->size - 1);
-    for (; t->slots[at & mask]; at++) {
-        int32_t i = t->slots[at & mask] - 1;
-        if (a->stacks[i][0] == back && a->stacks[i][1] == rest)
+    free(s->slots);
+    s->slots = slots;
+    s->size = size;
+    return 1;
+}
+
+/* The number of a sorted list; a new one, s->num before, if it is met for the first time. OVER_LIMIT: no memory. */
+static int32_t intern(struct sets *s, const struct list *l) {
+    if (s->num * 2 >= s->size && !rehash(s))
+        return OVER_LIMIT;
+    uint64_t at = hash(l->items, l->num), mask = (uint64_t)(s->size - 1);
+    for (; s->slots[at & mask]; at++) {
+        int32_t i = s->slots[at & mask] - 1;
+        int64_t n;
+        const int64_t *items = items_of(s, i, &n);
+        if (n == l->num && !memcmp(items, l->items, (size_t)n * sizeof *items))
             return i;
     }
-    if (!grow(a, (void **)&a->stacks, &a->max_stacks, a->num_stacks + 1, sizeof *a->stacks))
-        return 0;
-    a->stacks[a->num_stacks][0] = back;
-    a->stacks[a->num_stacks][1] = rest;
-    t->slots[at & mask] = (int32_t)a->num_stacks + 1;
-    t->used++;
-    return (int32_t)a->num_stacks++;
+    if (!reserve(&s->items, l->num) || !reserve(&s->offset, 2))
+        return OVER_LIMIT;
+    memcpy(s->items.items + s->items.num, l->items, (size_t)l->num * sizeof *l->items);
+    s->offset.items[0] = 0;
+    s->items.num += l->num;
+    s->offset.items[++s->offset.num] = s->items.num;
+    s->slots[at & mask] = (int32_t)s->num + 1;
+    return (int32_t)s->num++;
+}
+
+/* The stack with these tops, which are overwritten. */
+static int32_t stack_of(struct automaton *a, struct list *tops) {
+    int64_t kept = 0;
+    sort(tops);
+    for (int64_t i = 0; i < tops->num; i++)
+        if (!i || tops->items[i] != tops->items[i - 1])
+            tops->items[kept++] = tops->items[i];
+    tops->num = kept;
+    int32_t stack = intern(&a->stacks, tops);
+    tops->num = 0;
+    a->failed |= stack < 0;
+    return stack < 0 ? NO_STACK : stack;
+}
+
+static int64_t pair(int32_t high, int32_t low) { return (int64_t)high << 32 | (uint32_t)low; }
+
+static int32_t push(struct automaton *a, int32_t back, int32_t rest) {
+    append(a, &a->tops, pair(back, rest));
+    return stack_of(a, &a->tops);
+}
+
+/* Whether the text may end where a piece of program on this stack ends. */
+static int may_be_empty(const struct automaton *a, int32_t stack) {
+    int64_t n;
+    return items_of(&a->stacks, stack, &n)[0] == BOTTOM;
 }
 
 /* Whether a place is new to this closure. */
 static int visit(struct automaton *a, int64_t place) {
-    if (a->num_visited * 2 >= a->seen_size) {
+    if (a->visited.num * 2 >= a->seen_size) {
         int64_t size = a->seen_size ? a->seen_size * 2 : 64;
         int32_t *seen = calloc((size_t)size, sizeof *seen);
         if (!seen)
             return a->failed = 1, 0;
-        for (int64_t i = 0; i < a->num_visited; i++) {
-            uint64_t at = mix((uint64_t)a->visited[i]);
+        for (int64_t i = 0; i < a->visited.num; i++) {
+            uint64_t at = mix((uint64_t)a->visited.items[i]);
             while (seen[at & (uint64_t)(size - 1)])
                 at++;
             seen[at & (uint64_t)(size - 1)] = (int32_t)i + 1;
@@ -146,55 +220,50 @@ static int visit(struct automaton *a, int64_t place) {
     }
     uint64_t at = mix((uint64_t)place), mask = (uint64_t)(a->seen_size - 1);
     for (; a->seen[at & mask]; at++)
-        if (a->visited[a->seen[at & mask] - 1] == place)
+        if (a->visited.items[a->seen[at & mask] - 1] == place)
             return 0;
-    if (!grow(a, (void **)&a->visited, &a->max_visited, a->num_visited + 1, sizeof *a->visited))
-        return 0;
-    a->visited[a->num_visited++] = place;
-    a->seen[at & mask] = (int32_t)a->num_visited;
-    return 1;
+    append(a, &a->visited, place);
+    a->seen[at & mask] = (int32_t)a->visited.num;
+    return !a->failed;
 }
 
 static void forget_visits(struct automaton *a) {
-    if (a->num_visited * 8 > a->seen_size) {
+    if (a->visited.num * 8 > a->seen_size) {
         memset(a->seen, 0, (size_t)a->seen_size * sizeof *a->seen);
     } else {
         uint64_t mask = (uint64_t)(a->seen_size - 1);
-        for (int64_t i = a->num_visited; i-- > 0;) { /* last first, so that no search crosses a gap */
-            uint64_t at = mix((uint64_t)a->visited[i]);
+        for (int64_t i = a->visited.num; i-- > 0;) { /* last first, so that no search crosses a gap */
+            uint64_t at = mix((uint64_t)a->visited.items[i]);
             while (a->seen[at & mask] != i + 1)
                 at++;
             a->seen[at & mask] = 0;
         }
     }
-    a->num_visited = a->num_found = 0;
+    a->visited.num = a->found.num = a->todo.num = 0;
 }
 
 static void add_todo(struct automaton *a, int32_t state, int32_t stack) {
-    if (a->live[state] && grow(a, (void **)&a->todo, &a->max_todo, a->num_todo + 1, sizeof *a->todo))
-        a->todo[a->num_todo++] = (int64_t)state << 32 | (uint32_t)stack;
+    if (a->live[state])
+        append(a, &a->todo, pair(state, stack));
 }
 
 /* All places that `state` with `stack` reaches without reading, into `found`. */
 static void close_over(struct automaton *a, int32_t state, int32_t stack) {
     const struct program *p = &a->p;
     add_todo(a, state, stack);
-    while (a->num_todo && !a->failed) {
-        int64_t place = a->todo[--a->num_todo];
+    while (a->todo.num && !a->failed) {
+        int64_t place = a->todo.items[--a->todo.num], n;
         int32_t s = (int32_t)(place >> 32), k = (int32_t)place;
         if (!visit(a, place))
             continue;
-        if (a->num_visited > MAX_PLACES * 4) {
-            a->failed = 1;
-            return;
-        }
-        if (p->range_offset[s] < p->range_offset[s + 1] || (p->is_end[s] && !k)) {
-            if (!grow(a, (void **)&a->found, &a->max_found, a->num_found + 1, sizeof *a->found))
-                return;
-            a->found[a->num_found++] = place;
-        }
-        if (p->is_end[s] && k)
-            add_todo(a, a->stacks[k][0], a->stacks[k][1]);
+        a->failed |= a->visited.num > MAX_PLACES * 4;
+        if (p->range_offset[s] < p->range_offset[s + 1])
+            append(a, &a->found, place);
+        else if (p->is_end[s] && may_be_empty(a, k))
+            append(a, &a->found, pair(s, NO_STACK));
+        const int64_t *tops = items_of(&a->stacks, k, &n);
+        for (int64_t i = tops[0] == BOTTOM; p->is_end[s] && i < n; i++)
+            add_todo(a, (int32_t)(tops[i] >> 32), (int32_t)tops[i]);
         for (int32_t i = p->move_offset[s]; i < p->move_offset[s + 1]; i++) {
             int32_t back = p->move_back[i];
             if (back < 0)
@@ -205,109 +274,79 @@ static void close_over(struct automaton *a, int32_t state, int32_t stack) {
     }
 }
 
-static int by_value(const void *x, const void *y) {
-    int64_t a = *(const int64_t *)x, b = *(const int64_t *)y;
-    return (a > b) - (a < b);
-}
-
-static uint64_t hash_places(const int64_t *places, int64_t n) {
-    uint64_t h = (uint64_t)n;
-    for (int64_t i = 0; i < n; i++)
-        h = mix(h ^ (uint64_t)places[i]);
-    return h;
-}
-
-static int room_for_set(struct automaton *a, int64_t count) {
-    struct table *t = &a->set_table;
-    if (a->num_sets >= a->limit || count > MAX_PLACES)
-        return 0;
-    if (t->used * 2 >= t->size) {
-        int64_t size = t->size ? t->size * 2 : 256;
-        int32_t *slots = calloc((size_t)size, sizeof *slots);
-        if (!slots)
-            return 0;
-        for (int64_t i = 0; i < a->num_sets; i++) {
-            int64_t from = a->set_offset[i];
-            uint64_t at = hash_places(a->places + from, a->set_offset[i + 1] - from);
-            while (slots[at & (uint64_t)(size - 1)])
-                at++;
-            slots[at & (uint64_t)(size - 1)] = (int32_t)i + 1;
+/* Places of one state become one, with the tops of all. */
+static void join_found(struct automaton *a) {
+    struct list *f = &a->found;
+    int64_t kept = 0, n;
+    sort(f);
+    for (int64_t i = 0, next; i < f->num; i = next) {
+        for (next = i + 1; next < f->num && f->items[next] >> 32 == f->items[i] >> 32; next++)
+            ;
+        int32_t stack = (int32_t)f->items[i];
+        if (next > i + 1) {
+            for (int64_t j = i; j < next; j++) {
+                const int64_t *tops = items_of(&a->stacks, (int32_t)f->items[j], &n);
+                while (n-- > 0)
+                    append(a, &a->tops, *tops++);
+            }
+            stack = stack_of(a, &a->tops);
         }
-        free(t->slots);
-        t->slots = slots;
-        t->size = size;
+        f->items[kept++] = pair((int32_t)(f->items[i] >> 32), stack);
     }
-    int64_t sets = a->max_sets;
-    if (a->num_sets + 2 > sets) {
-        sets = sets * 2 > 64 ? sets * 2 : 64;
-        void *offset = realloc(a->set_offset, (size_t)(sets + 1) * sizeof *a->set_offset);
-        if (offset)
-            a->set_offset = offset;
-        void *accepting = realloc(a->accepting, (size_t)sets);
-        if (accepting)
-            a->accepting = accepting;
-        void *depth = realloc(a->plain_depth, (size_t)sets);
-        if (depth)
-            a->plain_depth = depth;
-        void *plain = realloc(a->plain_next, (size_t)sets * sizeof *a->plain_next);
-        if (plain)
-            a->plain_next = plain;
-        void *next = realloc(a->next, (size_t)(sets * a->p.num_classes) * sizeof *a->next);
-        if (next)
-            a->next = next;
-        if (!offset || !accepting || !depth || !plain || !next)
-            return 0;
-        a->max_sets = sets;
-    }
-    return grow(a, (void **)&a->places, &a->max_places, a->num_places + count, sizeof *a->places);
+    f->num = kept;
+}
+
+static int room_for_state(struct automaton *a) {
+    if (a->sets.num < a->max_states)
+        return 1;
+    int64_t max = a->max_states ? a->max_states * 2 : 64;
+    void *states = realloc(a->states, (size_t)max * sizeof *a->states);
+    if (states)
+        a->states = states;
+    void *next = realloc(a->next, (size_t)(max * a->p.num_classes) * sizeof *a->next);
+    if (next)
+        a->next = next;
+    if (!states || !next)
+        return 0;
+    a->max_states = max;
+    return 1;
 }
 
 /* The state of the places in `found`: an old one, a new one, DEAD or OVER_LIMIT. */
 static int32_t intern_found(struct automaton *a) {
-    int64_t n = a->num_found;
-    if (a->failed)
-        return OVER_LIMIT;
-    if (!n)
+    join_found(a);
+    int64_t known = a->sets.num;
+    if (!a->found.num && !a->failed)
         return DEAD;
-    if (n > 1)
-        qsort(a->found, (size_t)n, sizeof *a->found, by_value);
-    if (!room_for_set(a, n))
+    if (a->failed || known >= a->limit || a->found.num > MAX_PLACES || !room_for_state(a))
         return OVER_LIMIT;
-    uint64_t at = hash_places(a->found, n), mask = (uint64_t)(a->set_table.size - 1);
-    for (; a->set_table.slots[at & mask]; at++) {
-        int64_t i = a->set_table.slots[at & mask] - 1, from = a->set_offset[i];
-        if (a->set_offset[i + 1] - from == n && !memcmp(a->places + from, a->found, (size_t)n * sizeof *a->found))
-            return (int32_t)i;
+    int32_t set = intern(&a->sets, &a->found);
+    if (set < known)
+        return set;
+    struct state *s = &a->states[set];
+    *s = (struct state){.depth = UNKNOWN, .plain_next = UNKNOWN};
+    for (int64_t i = 0; i < a->found.num; i++) {
+        int64_t place = a->found.items[i];
+        s->accepting |= a->p.is_end[place >> 32] && may_be_empty(a, (int32_t)place);
     }
-    int64_t set = a->num_sets++;
-    a->set_table.slots[at & mask] = (int32_t)set + 1;
-    a->set_table.used++;
-    memcpy(a->places + a->num_places, a->found, (size_t)n * sizeof *a->found);
-    a->set_offset[set] = a->num_places;
-    a->num_places += n;
-    a->set_offset[set + 1] = a->num_places;
-    a->accepting[set] = 0;
-    for (int64_t i = 0; i < n; i++)
-        a->accepting[set] |= a->p.is_end[a->found[i] >> 32] && !(int32_t)a->found[i];
-    a->plain_depth[set] = -1;
-    a->plain_next[set] = UNKNOWN;
     for (int32_t c = 0; c < a->p.num_classes; c++)
-        a->next[set * a->p.num_classes + c] = UNKNOWN;
-    return (int32_t)set;
+        a->next[(int64_t)set * a->p.num_classes + c] = UNKNOWN;
+    return set;
 }
 
 static int32_t compute_step(struct automaton *a, int32_t state, int32_t class) {
     const struct program *p = &a->p;
     uint8_t byte = p->byte_of[class];
-    for (int64_t i = a->set_offset[state]; i < a->set_offset[state + 1]; i++) {
-        int32_t s = (int32_t)(a->places[i] >> 32), k = (int32_t)a->places[i];
+    int64_t n;
+    const int64_t *places = items_of(&a->sets, state, &n);
+    for (int64_t i = 0; i < n; i++) {
+        int32_t s = (int32_t)(places[i] >> 32), k = (int32_t)places[i];
         for (int32_t r = p->range_offset[s]; r < p->range_offset[s + 1]; r++)
             if (p->low[r] <= byte && byte <= p->high[r])
                 close_over(a, p->target[r], k);
     }
     int32_t to = intern_found(a);
     forget_visits(a);
-    a->num_todo = 0;
     if (to == OVER_LIMIT) {
         a->failed = 0; /* the states so far remain usable */
         return to;
@@ -345,9 +384,11 @@ static void find_live(struct automaton *a) {
 }
 
 void rx_automaton_free(struct automaton *a) {
-    free(a->live), free(a->stacks), free(a->stack_table.slots), free(a->places), free(a->set_offset);
-    free(a->accepting), free(a->plain_depth), free(a->plain_next), free(a->set_table.slots), free(a->next), free(a->found);
-    free(a->todo), free(a->seen), free(a->visited), free(a);
+    struct sets *sets[] = {&a->stacks, &a->sets};
+    for (int i = 0; i < 2; i++)
+        free(sets[i]->items.items), free(sets[i]->offset.items), free(sets[i]->slots);
+    free(a->live), free(a->states), free(a->next), free(a->found.items), free(a->todo.items), free(a->tops.items);
+    free(a->visited.items), free(a->seen), free(a);
 }
 
 /* At most `limit` states. NULL: no memory. */
@@ -358,21 +399,20 @@ struct automaton *rx_automaton_new(const struct program *program, int64_t limit)
     a->p = *program;
     a->limit = limit;
     a->live = calloc((size_t)program->num_states + 1, 1);
-    if (!a->live || !grow(a, (void **)&a->stacks, &a->max_stacks, 16, sizeof *a->stacks)) {
+    append(a, &a->tops, BOTTOM);
+    if (!a->live || a->failed || stack_of(a, &a->tops) != NO_STACK || a->failed) {
         rx_automaton_free(a);
         return NULL;
     }
-    a->num_stacks = 1;
     find_live(a);
     return a;
 }
 
 /* The first state; DEAD if no text matches. */
 int32_t rx_automaton_start(struct automaton *a) {
-    close_over(a, a->p.start, 0);
+    close_over(a, a->p.start, NO_STACK);
     int32_t state = intern_found(a);
     forget_visits(a);
-    a->num_todo = 0;
     return state;
 }
 
@@ -382,7 +422,7 @@ int32_t rx_automaton_run(struct automaton *a, int32_t state, const uint8_t *byte
     return state;
 }
 
-int64_t rx_automaton_states(const struct automaton *a) { return a->num_sets; }
+int64_t rx_automaton_states(const struct automaton *a) { return a->sets.num; }
 
 /* The only way on from a state: a byte, -1 if there is none or several, OVER_LIMIT. */
 static int32_t only_byte(struct automaton *a, int32_t state) {
@@ -405,7 +445,7 @@ static int32_t only_byte(struct automaton *a, int32_t state) {
 /* The bytes that must follow, at most `max`, into out; how many there are. */
 int64_t rx_automaton_forced(struct automaton *a, int32_t state, uint8_t *out, int64_t max) {
     int64_t n = 0;
-    while (n < max && !a->accepting[state]) {
+    while (n < max && !a->states[state].accepting) {
         int32_t byte = only_byte(a, state);
         if (byte < 0)
             break;
@@ -417,60 +457,77 @@ int64_t rx_automaton_forced(struct automaton *a, int32_t state, uint8_t *out, in
 
 /* 0: the text may not end in a state, 1: it may, 2: it must; OVER_LIMIT. */
 int rx_automaton_ending(struct automaton *a, int32_t state) {
-    for (int32_t c = 0; a->accepting[state] && c < a->p.num_classes; c++) {
+    for (int32_t c = 0; a->states[state].accepting && c < a->p.num_classes; c++) {
         int32_t to = step(a, state, a->p.byte_of[c]);
         if (to != DEAD)
             return to == OVER_LIMIT ? OVER_LIMIT : 1;
     }
-    return a->accepting[state] ? 2 : 0;
+    return a->states[state].accepting ? 2 : 0;
 }
 
-/* The same stack in another automaton of the same program. */
-static int32_t move_stack(const struct automaton *from, int32_t stack, struct automaton *to) {
-    int64_t depth = 0;
-    for (int32_t k = stack; k; k = from->stacks[k][1])
-        depth++;
-    int32_t *backs = malloc((size_t)(depth + 1) * sizeof *backs), moved = 0;
-    if (!backs)
-        return to->failed = 1, 0;
-    for (int32_t k = stack, i = 0; k; k = from->stacks[k][1])
-        backs[i++] = from->stacks[k][0];
-    while (depth-- > 0)
-        moved = push(to, backs[depth], moved);
-    free(backs);
-    return moved;
-}
-
-/* A state of one automaton as a state of another of the same program; OVER_LIMIT. */
-int32_t rx_automaton_move(const struct automaton *from, int32_t state, struct automaton *to) {
-    to->num_found = 0;
-    for (int64_t i = from->set_offset[state]; i < from->set_offset[state + 1]; i++) {
-        int64_t place = from->places[i] & ~(int64_t)0xffffffff;
-        place |= (uint32_t)move_stack(from, (int32_t)from->places[i], to);
-        if (grow(to, (void **)&to->found, &to->max_found, to->num_found + 1, sizeof *to->found))
-            to->found[to->num_found++] = place;
+/* The stacks of one automaton that are wanted (map[k] is UNKNOWN) as stacks of another of the same program, into map. */
+static void move_stacks(const struct automaton *from, struct automaton *to, int32_t *map) {
+    int64_t n;
+    for (int64_t k = from->stacks.num - 1; k > 0; k--) { /* what lies below is older */
+        const int64_t *tops = items_of(&from->stacks, k, &n);
+        for (int64_t i = 0; map[k] == UNKNOWN && i < n; i++)
+            if (tops[i] != BOTTOM && (int32_t)tops[i] != NO_STACK)
+                map[(int32_t)tops[i]] = UNKNOWN;
     }
-    int32_t moved = intern_found(to);
-    to->num_found = to->failed = 0;
-    return moved;
+    for (int64_t k = 1; k < from->stacks.num; k++) {
+        const int64_t *tops = items_of(&from->stacks, k, &n);
+        for (int64_t i = 0; map[k] == UNKNOWN && i < n; i++)
+            append(to, &to->tops, tops[i] == BOTTOM ? BOTTOM : pair((int32_t)(tops[i] >> 32), map[(int32_t)tops[i]]));
+        if (map[k] == UNKNOWN)
+            map[k] = stack_of(to, &to->tops);
+    }
 }
 
-/* The state that every printable character but quote and backslash leads to, DEAD if they differ or one is refused. */
-static int32_t after_plain(struct automaton *a, int32_t state) {
+/* States of one automaton become, in place, states of another of the same program; 0 or OVER_LIMIT. */
+int rx_automaton_move(const struct automaton *from, struct automaton *to, int32_t *states, int64_t n) {
+    int32_t *map = calloc((size_t)from->stacks.num, sizeof *map);
+    int64_t num;
+    if (!map)
+        return OVER_LIMIT;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t *places = items_of(&from->sets, states[i], &num);
+        for (int64_t j = 0; j < num; j++)
+            if ((int32_t)places[j] != NO_STACK)
+                map[(int32_t)places[j]] = UNKNOWN;
+    }
+    move_stacks(from, to, map);
+    int moved = 0;
+    for (int64_t i = 0; i < n && moved >= 0; i++) {
+        const int64_t *places = items_of(&from->sets, states[i], &num);
+        for (int64_t j = 0; j < num; j++)
+            append(to, &to->found, pair((int32_t)(places[j] >> 32), map[(int32_t)places[j]]));
+        moved = states[i] = intern_found(to);
+        to->found.num = 0;
+    }
+    free(map);
+    to->failed = 0;
+    return moved < 0 ? moved : 0;
+}
+
+static int is_mark(int b) { /* ASCII punctuation but quote and backslash */
+    return (b > ' ' && b < '0') || (b > '9' && b < 'A') || (b > 'Z' && b < 'a') || (b > 'z' && b < 0x7f);
+}
+
+/* The state that every character of several bytes leads to, if it is `to`, else MIXED. */
+static int32_t after_wide(struct automaton *a, int32_t state, int32_t to) {
     static const struct {
         uint8_t leads[2], second[2], others;
     } sequences[] = {{{0xc2, 0xdf}, {0x80, 0xbf}, 0}, {{0xe0, 0xe0}, {0xa0, 0xbf}, 1}, {{0xe1, 0xec}, {0x80, 0xbf}, 1},
                      {{0xed, 0xed}, {0x80, 0x9f}, 1}, {{0xee, 0xef}, {0x80, 0xbf}, 1}, {{0xf0, 0xf0}, {0x90, 0xbf}, 2},
                      {{0xf1, 0xf3}, {0x80, 0xbf}, 2}, {{0xf4, 0xf4}, {0x80, 0x8f}, 2}};
-    int32_t to = step(a, state, ' ');
-    for (int b = ' '; b < 0x80 && to >= 0; b++)
-        if (b != '"' && b != '\\' && step(a, state, (uint8_t)b) != to)
-            return DEAD;
-    for (size_t i = 0; i < sizeof sequences / sizeof *sequences && to >= 0; i++)
+    for (size_t i = 0; i < sizeof sequences / sizeof *sequences; i++)
         for (int lead = sequences[i].leads[0]; lead <= sequences[i].leads[1]; lead++) {
             int32_t middle = step(a, state, (uint8_t)lead);
-            if (middle < 0)
-                return DEAD;
+            if (middle < 0 || to < 0) {
+                if (middle != to)
+                    return MIXED;
+                continue;
+            }
             if (lead > sequences[i].leads[0] && middle == step(a, state, (uint8_t)(lead - 1)))
                 continue; /* as the lead before */
             for (int b = sequences[i].second[0]; b <= sequences[i].second[1]; b++) {
@@ -478,54 +535,63 @@ static int32_t after_plain(struct automaton *a, int32_t state) {
                 for (int more = 0; more < sequences[i].others; more++) {
                     int32_t at = last;
                     if (at < 0)
-                        return DEAD;
+                        return MIXED;
                     last = step(a, at, 0x80);
                     for (int c = 0x81; c < 0xc0; c++)
                         if (step(a, at, (uint8_t)c) != last)
-                            return DEAD;
+                            return MIXED;
                 }
                 if (last != to)
-                    return DEAD;
+                    return MIXED;
             }
         }
     return to;
 }
 
-/* Whether a state takes no plain character at all. */
-static int closed(struct automaton *a, int32_t state) {
-    for (int b = ' '; b < 0xf5; b++)
-        if (b != '"' && b != '\\' && (b < 0x80 || b > 0xc1) && step(a, state, (uint8_t)b) != DEAD)
-            return 0;
-    return 1;
+/* The state, or DEAD, that every printable character leads to, marks and quote and backslash left out; MIXED if they differ.
+ * Notes whether a mark leads elsewhere. */
+static int32_t after_plain(struct automaton *a, int32_t state) {
+    int32_t to = step(a, state, ' ');
+    uint8_t marks = 0;
+    for (int b = ' '; b < 0x80; b++) {
+        if (b == '"' || b == '\\' || step(a, state, (uint8_t)b) == to)
+            continue;
+        if (!is_mark(b))
+            return MIXED;
+        marks = 1;
+    }
+    a->states[state].marks = marks;
+    return to == OVER_LIMIT ? MIXED : after_wide(a, state, to);
 }
 
-/* How many plain characters, and no more, a state takes whatever they are; from MAX_PLAIN on: that many or more.
- * 0 also if it depends on the characters. */
+/* How many plain characters, and no more, a state takes whatever they are; from MAX_PLAIN on: that many or more. MIXED if
+ * that depends on them, marks left out if `marks` is set. */
 static int plain_depth(struct automaton *a, int32_t state) {
-    int32_t path[MAX_PLAIN], n = 0, depth = -1;
-    while (n < MAX_PLAIN && (depth = a->plain_depth[state]) < 0) {
-        path[n++] = state;
-        int32_t to = a->plain_next[state]; /* kept: the states ahead are looked at again from the next one */
-        if (to == UNKNOWN) {
-            to = after_plain(a, state);
-            a->plain_next[state] = to;
+    int32_t path[MAX_PLAIN], n = 0, depth = UNKNOWN, first = state, marks = 0;
+    while (n < MAX_PLAIN && (depth = a->states[state].depth) == UNKNOWN) {
+        if (a->states[state].plain_next == UNKNOWN) { /* kept: the states ahead are looked at again from the next one */
+            int32_t next = after_plain(a, state);
+            a->states[state].plain_next = next;
         }
+        int32_t to = a->states[state].plain_next;
         if (to < 0 || to == state) {
-            depth = to < 0 ? 0 : ENDLESS;
-            int counts = to >= 0 || closed(a, state);
-            while (n-- > 0) {
-                a->plain_depth[path[n]] = (int8_t)depth;
-                depth = counts && depth < MAX_PLAIN ? depth + 1 : depth;
-            }
-            return a->plain_depth[path[0]];
+            depth = a->states[state].depth = (int8_t)(to == MIXED ? MIXED : to == DEAD ? 0 : ENDLESS);
+            break;
         }
+        path[n++] = state;
         state = to;
     }
-    if (depth < 0)
-        return a->plain_depth[path[0]] = MAX_PLAIN;
-    int open = !depth && !closed(a, state);
-    while (n-- > 0)
-        a->plain_depth[path[n]] = (int8_t)(depth = open || depth >= MAX_PLAIN ? depth : depth + 1);
+    if (depth == UNKNOWN) { /* deep: what the first ones say is enough */
+        while (n-- > 0)
+            marks |= a->states[path[n]].marks;
+        a->states[first].marks = (uint8_t)marks;
+        return a->states[first].depth = MAX_PLAIN;
+    }
+    marks = a->states[state].marks;
+    while (n-- > 0) {
+        a->states[path[n]].marks = (uint8_t)(marks |= a->states[path[n]].marks);
+        a->states[path[n]].depth = (int8_t)(depth = depth == MIXED || depth >= MAX_PLAIN ? depth : depth + 1);
+    }
     return depth;
 }
 
@@ -562,11 +628,13 @@ static int allow(struct automaton *a, int32_t start, const struct vocabulary *v,
 
 /* The tokens that may follow a state, as bits of out [words]; 0 or OVER_LIMIT. */
 int rx_automaton_mask(struct automaton *a, int32_t state, const struct masked *v, uint32_t *out) {
-    int depth = plain_depth(a, state);
-    if (!depth) {
+    int depth = plain_depth(a, state), marks = a->states[state].marks;
+    if (depth == MIXED) {
         memset(out, 0, (size_t)v->words * sizeof *out);
         return allow(a, state, &v->all, out);
     }
-    memcpy(out, v->plain + (depth < MAX_PLAIN ? depth : MAX_PLAIN) * v->words, (size_t)v->words * sizeof *out);
-    return allow(a, state, &v->others, out);
+    int64_t row = depth < MAX_PLAIN ? depth : MAX_PLAIN;
+    memcpy(out, (marks ? v->unmarked : v->plain) + row * v->words, (size_t)v->words * sizeof *out);
+    int over = marks ? allow(a, state, &v->marked, out) : 0;
+    return over ? over : allow(a, state, &v->others, out);
 }
