@@ -16,8 +16,11 @@ from radixlm.sched.constrain import Constraints
 from radixlm.text.stops import make_stop
 
 
-def create_core(config: Config, reading: Reading | None = None) -> Core:
-    """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy."""
+def create_core(config: Config, reading: Reading | None = None, *, serving: bool = False) -> Core:
+    """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy.
+
+    Who is `serving` strangers has the process that guards grammars from the start, so that nobody's first one waits for it.
+    """
     reading = reading or load_reading(config)
     runner, info = create_runner(config)
     own = reading.tokenizer.eos_id  # often the end of a turn, where the model's config names the end of a text
@@ -26,7 +29,7 @@ def create_core(config: Config, reading: Reading | None = None) -> Core:
     grammars = Grammars(token_vocabulary(reading.tokenizer, info.vocab_size, info.eos_token_ids))
     exact = reading.tokenizer.vocabulary.exact
     if exact:
-        grammars.warm()
+        grammars.warm(guard=serving)
     constraints = Constraints(
         grammars.vocabulary, partial(grammar_of, grammars, exact), config.jump_forward, grammars.close
     )

@@ -182,7 +182,7 @@ def main() -> int:
     parent = Parent()
     order = parent.order
     try:
-        core = create_core(order.config)
+        core = create_core(order.config, serving=True)
         server = Server(core, order.address)
     except Exception as error:  # noqa: BLE001 - border: a process main
         parent.report_failure(error)

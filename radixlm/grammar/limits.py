@@ -9,7 +9,7 @@ from typing import Any, cast
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.api import Constraint, Kind
 
-WALL_S = 0.8  # for one compilation, in the guard; the engine compiles once more, and a client waits for both
+WALL_S = 1.2  # for one compilation, in the guard; the engine may compile once more, and a client waits for both
 MEMORY_BYTES = 256 << 20  # beyond what the guard needs for the vocabulary
 MAX_CHARS: dict[Kind, int] = {
     "regex": 8 << 10,
@@ -22,7 +22,7 @@ MAX_CHOICES = 5_000
 MAX_DEPTH = 64
 _CHEAP_CHARS: dict[Kind, int] = {
     "regex": 512,
-    "json_schema": 16 << 10,
+    "json_schema": 4 << 10,
     "ebnf": 2 << 10,
     "choice": 8 << 10,
     "structural_tag": 4 << 10,

@@ -1,6 +1,6 @@
 """Compiles constraints off the loop and remembers what was compiled: bounded by bytes, least recently used goes first.
 
-Cheap sources are compiled in one thread at once; the others pass the guard first, in a second thread, so that a hostile one
+Cheap sources are compiled in one thread at once; the others by the guard, for which a second thread waits, so that a hostile one
 delays nobody but its like. A failure is remembered for a short while only.
 """
 
@@ -46,17 +46,19 @@ class Grammars:
         self._num_guarded = 0  # waiting for the guard, or in it
         self._lock = threading.Lock()
         self._guard = Guard(vocabulary)
-        self._warmed = False
+        self._guard_begun = False
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._guarded = ThreadPoolExecutor(1, thread_name_prefix="grammar-guarded")
 
-    def warm(self) -> None:
+    def warm(self, *, guard: bool = False) -> None:
         """Makes the tables of the vocabulary in the threads that compile, so that the first constraint finds them or waits less.
 
-        Takes a second or so for 128k tokens. The guard, a process, still waits for the first constraint.
+        Takes a second or so for 128k tokens. Then, with `guard`, the guard starts; else it starts with the first constraint.
         """
         for thread, constraint in ((self._quick, _AUTOMATON), (self._guarded, _LLGUIDANCE)):
             thread.submit(compile_constraint, constraint, self.vocabulary)
+        if guard:
+            self._begin_guard()
 
     def get(self, constraint: Constraint) -> Future[Grammar]:
         """The grammar, now or later. Its exception is an InvalidRequest, or a bug."""
@@ -90,9 +92,7 @@ class Grammars:
         except InvalidRequest as error:
             self._end(constraint, entry, error)
             return
-        if not self._warmed:
-            self._warmed = True
-            self._guarded.submit(self._guard.start)  # ready when the first costly one comes
+        self._begin_guard()  # ready when the first costly one comes
         if cheap:
             self._quick.submit(self._compile, constraint, entry)
         else:
@@ -100,20 +100,22 @@ class Grammars:
                 self._num_guarded += 1
             self._guarded.submit(self._compile_guarded, constraint, entry)
 
+    def _begin_guard(self) -> None:
+        if not self._guard_begun:
+            self._guard_begun = True
+            self._guarded.submit(self._guard.start)
+
     def _compile_guarded(self, constraint: Constraint, entry: _Entry) -> None:
-        try:
-            self._guard.check(constraint)
-        except Exception as error:  # noqa: BLE001 - border: a thread main; the future carries it
-            self._end(constraint, entry, error)
-        else:
-            self._compile(constraint, entry)
-        finally:
-            with self._lock:
-                self._num_guarded -= 1
+        self._finish(constraint, entry, self._guard.compile)
+        with self._lock:
+            self._num_guarded -= 1
 
     def _compile(self, constraint: Constraint, entry: _Entry) -> None:
+        self._finish(constraint, entry, lambda wanted: compile_constraint(wanted, self.vocabulary))
+
+    def _finish(self, constraint: Constraint, entry: _Entry, make: Callable[[Constraint], Grammar]) -> None:
         try:
-            result: Grammar | Exception = compile_constraint(constraint, self.vocabulary)
+            result: Grammar | Exception = make(constraint)
         except Exception as error:  # noqa: BLE001 - border: a thread main; the future carries it
             result = error
         self._end(constraint, entry, result)

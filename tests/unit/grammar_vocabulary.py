@@ -5,7 +5,10 @@ from __future__ import annotations
 from radixlm.grammar.api import TokenVocabulary
 
 EOS = 1
-WORDS = """ab aab abb ba bb éa aé 你 你好 世 " ", ": {" "} \\n a" 1, 10 12 true null nul false [[ ]] [" ,[ ab a< </ <b a,b ! .é a-你"""
+WORDS = (
+    """ab aab abb ba bb éa aé 你 你好 世 " ", ": {" "} \\n a" 1, 10 12 true null nul false [[ ]] [" ,[ ab"""
+    " a< </ <b a,b ! .é a-你"
+)
 PIECES = [
     *(bytes((byte,)) for byte in range(256)),
     *(word.encode() for word in [*WORDS.split(), "a" * 33, "ab" * 20, " a", "\n"]),

@@ -11,13 +11,15 @@ import pytest
 from radixlm.errors import InvalidRequest
 from radixlm.grammar import llguidance, service
 from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary, allowed
+from radixlm.grammar.automaton.compile import compile_automaton
+from radixlm.grammar.automaton.matcher import AutomatonGrammar
 from radixlm.grammar.automaton.tokens import token_table
 from radixlm.grammar.compile import compile_constraint
 from radixlm.grammar.guard import Guard
 from radixlm.grammar.limits import check_source, is_cheap
 from radixlm.grammar.pointers import keyword_pointers
 from radixlm.grammar.service import Grammars
-from tests.unit.grammar_vocabulary import VOCABULARY
+from tests.unit.grammar_vocabulary import VOCABULARY, ids
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,39 @@ def test_what_takes_too_long_is_killed_and_the_guard_goes_on(monkeypatch):
     guard = Guard(VOCABULARY)
     try:
         with pytest.raises(InvalidRequest, match="more than 0 s"):
-            guard.check(Constraint("json_schema", nested(40)))
+            guard.compile(Constraint("json_schema", nested(40)))
         monkeypatch.setattr("radixlm.grammar.guard.WALL_S", 60.0)
-        guard.check(Constraint("json_schema", nested(3)))
+        guard.compile(Constraint("json_schema", nested(3)))
         with pytest.raises(InvalidRequest, match="type"):
-            guard.check(Constraint("json_schema", '{"type":"no such type"}'))
+            guard.compile(Constraint("json_schema", '{"type":"no such type"}'))
     finally:
         guard.close()
+
+
+def test_the_guard_hands_over_what_it_compiled(monkeypatch):
+    schema = Constraint(
+        "json_schema", json.dumps({**json.loads(nested(9)), "x-guidance": {"lenient": True}, "$ref": "x"})
+    )
+    expected = compile_automaton(schema, VOCABULARY)
+
+    def refuse(constraint: Constraint, vocabulary: TokenVocabulary) -> Grammar:
+        raise AssertionError("compiled twice")
+
+    monkeypatch.setattr("radixlm.grammar.guard.compile_constraint", refuse)
+    guard = Guard(VOCABULARY)
+    try:
+        grammar = guard.compile(schema)
+        with pytest.raises(AssertionError):  # of another implementation
+            guard.compile(Constraint("ebnf", 'start: "a"'))
+    finally:
+        guard.close()
+    assert isinstance(grammar, AutomatonGrammar) and grammar.not_enforced == expected.not_enforced == ("/$ref",)
+    for one, other in zip(grammar.program.arrays, expected.program.arrays):
+        assert one.dtype == other.dtype and one.tolist() == other.tolist()
+    matcher, wanted = grammar.matcher(), expected.matcher()
+    for token in ids('{"a":{"a":'):
+        assert allowed(matcher, VOCABULARY) == allowed(wanted, VOCABULARY)
+        assert matcher.accept([token]) and wanted.accept([token])
 
 
 @pytest.mark.parametrize("text", ["root ::= root", "start: x\nx: y\ny: x"])

@@ -97,13 +97,7 @@ def of_nfa(nfa: Nfa) -> Dfa:
     """The same language (subset construction)."""
 
     def closure(states: list[int]) -> frozenset[int]:
-        seen: set[int] = set()
-        while states:
-            state = states.pop()
-            if state not in seen:
-                seen.add(state)
-                states += nfa.moves[state]
-        return frozenset(state for state in seen if nfa.reads[state] or state == nfa.end)
+        return frozenset(state for state in nfa.reach(states) if nfa.reads[state] or state == nfa.end)
 
     def edges(state: frozenset[int]) -> Iterable[tuple[CharSet, frozenset[int]]]:
         reads = [read for each in sorted(state) for read in nfa.reads[each]]

@@ -84,7 +84,7 @@ class AutomatonGrammar:
     def __init__(self, program: Program, vocabulary: TokenVocabulary, not_enforced: tuple[str, ...] = ()) -> None:
         self.vocabulary = vocabulary
         self.not_enforced = not_enforced
-        self._program = program
+        self.program = program
         self._walk = Walk(program, vocabulary)
 
     @property
@@ -95,12 +95,12 @@ class AutomatonGrammar:
     @property
     def size_bytes(self) -> int:
         """What the program holds, and what the masks of a few hundred states will."""
-        return self._program.size_bytes + min(MAX_MASK_BYTES, 256 * 4 * self.vocabulary.num_words)
+        return self.program.size_bytes + min(MAX_MASK_BYTES, 256 * 4 * self.vocabulary.num_words)
 
     def walk(self) -> Walk:
         """The walk to go on with: a new one where the last is nearly full."""
         if self._walk.automaton.num_states > MAX_STATES // 2:
-            self._walk = Walk(self._program, self.vocabulary)
+            self._walk = Walk(self.program, self.vocabulary)
         return self._walk
 
     def matcher(self) -> AutomatonMatcher:

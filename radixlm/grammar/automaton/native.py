@@ -37,11 +37,8 @@ class _Vocabulary(Structure):
 
 
 class _Masked(Structure):
-    _fields_ = [(name, _Vocabulary) for name in ("all", "others", "marked")] + [
-        ("plain", c_void_p),
-        ("unmarked", c_void_p),
-        ("words", c_int64),
-    ]
+    _fields_ = [(name, _Vocabulary) for name in ("all", "others", "marked")]
+    _fields_ += [("plain", c_void_p), ("unmarked", c_void_p), ("words", c_int64)]
 
 
 @functools.cache
@@ -74,26 +71,18 @@ def _vocabulary(tokens: SortedTokens) -> _Vocabulary:
     return _Vocabulary(len(tokens.shared), *[array.ctypes.data for array in arrays])
 
 
-_structs: weakref.WeakKeyDictionary[TokenTable, _Masked] = weakref.WeakKeyDictionary()
-
-
+@functools.lru_cache(maxsize=4)
 def _masked(table: TokenTable) -> _Masked:
-    """The table as C sees it; its arrays live as long as the table."""
-    found = _structs.get(table)
-    if found is None:
-        tokens = map(_vocabulary, (table.all, table.others, table.marked))
-        masks = (table.plain.ctypes.data, table.unmarked.ctypes.data, table.plain.shape[1])
-        found = _structs[table] = _Masked(*tokens, *masks)
-    return found
+    """The table as C sees it; its arrays live as long as the table, which is remembered with it."""
+    tokens = map(_vocabulary, (table.all, table.others, table.marked))
+    return _Masked(*tokens, table.plain.ctypes.data, table.unmarked.ctypes.data, table.plain.shape[1])
 
 
 class NativeAutomaton:
     """In C. A lock makes it safe in several threads: the walks release the interpreter."""
 
     def __init__(self, library: ctypes.CDLL, program: Program, limit: int) -> None:
-        arrays = (program.range_offset, program.low, program.high, program.target, program.move_offset)
-        arrays += (program.move_to, program.move_back, program.is_end, program.class_of, program.byte_of)
-        pointers = [array.ctypes.data for array in arrays]
+        pointers = [array.ctypes.data for array in program.arrays]
         self._program = program  # C reads its arrays
         self._library = library
         self._lock = threading.Lock()

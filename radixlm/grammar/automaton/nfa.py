@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -29,6 +30,18 @@ class Nfa:
         self.reads.append([])
         self.moves.append(list(moves))
         return len(self.reads) - 1
+
+    def reach(self, states: Iterable[int], others: Sequence[Sequence[int]] = ()) -> set[int]:
+        """The states reached without reading; `others` has further moves of the first states."""
+        seen: set[int] = set()
+        todo = list(states)
+        while todo:
+            state = todo.pop()
+            if state not in seen:
+                seen.add(state)
+                todo += self.moves[state]
+                todo += others[state] if state < len(others) else ()
+        return seen
 
     def add_to(self, builder: Builder, entry: int, after: int, *, json: bool) -> None:
         """Adds the automaton to a program, between two states; with `json` over the spelling of JSON strings."""
@@ -79,27 +92,15 @@ def _settle_anchors(nfa: Nfa) -> None:
     closed: list[list[int]] = [[] for _ in nfa.reads]
     for source, at_end, target in nfa.anchors:
         (closed if at_end else opened)[source].append(target)
-    first = _reach(nfa, [nfa.start], opened)
+    first = nfa.reach([nfa.start], opened)
     start, end = nfa.state(*sorted(first)), nfa.state()
     for source, at_end, target in nfa.anchors:
-        if at_end and nfa.end in _reach(nfa, [target], closed):
+        if at_end and nfa.end in nfa.reach([target], closed):
             nfa.moves[source].append(end)
-    if nfa.end in _reach(nfa, [nfa.start], [a + b for a, b in zip(opened, closed)]):
+    if nfa.end in nfa.reach([nfa.start], [a + b for a, b in zip(opened, closed)]):
         nfa.moves[start].append(end)  # the empty text, whose beginning is its end
     nfa.moves[nfa.end].append(end)
     nfa.start, nfa.end = start, end
-
-
-def _reach(nfa: Nfa, states: list[int], anchors: list[list[int]]) -> set[int]:
-    seen: set[int] = set()
-    while states:
-        state = states.pop()
-        if state not in seen:
-            seen.add(state)
-            states += nfa.moves[state]
-            if state < len(anchors):
-                states += anchors[state]
-    return seen
 
 
 _GAP = Repeat(Atom(charset.ANY), 0, None, 3)

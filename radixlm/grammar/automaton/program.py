@@ -47,10 +47,14 @@ class Program:
         return len(self.is_end)
 
     @property
+    def arrays(self) -> tuple[IntArray | ByteArray, ...]:
+        """All of them, in the order in which they are declared."""
+        ranges = (self.range_offset, self.low, self.high, self.target)
+        return (*ranges, self.move_offset, self.move_to, self.move_back, self.is_end, self.class_of, self.byte_of)
+
+    @property
     def size_bytes(self) -> int:
-        return sum(array.nbytes for array in (self.low, self.high, self.target, self.move_to, self.move_back)) + (
-            9 * self.num_states
-        )
+        return sum(array.nbytes for array in self.arrays)
 
 
 class Builder:
@@ -154,6 +158,13 @@ class Builder:
             class_of=class_of.astype(np.uint8),
             byte_of=np.unique(class_of, return_index=True)[1].astype(np.uint8),
         )
+
+
+def unpack(kind: object, packed: bytes) -> IntArray | ByteArray:
+    """The array of this type, over the bytes themselves."""
+    if kind == IntArray:
+        return np.frombuffer(packed, np.int32)
+    return np.frombuffer(packed, np.uint8)
 
 
 def _offsets(lists: list[list[int]]) -> IntArray:

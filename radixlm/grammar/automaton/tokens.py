@@ -49,7 +49,7 @@ class SortedTokens:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
     """All tokens, those that are not plain, plain ones with ASCII punctuation; masks of the plain tokens, and of the unmarked ones.
 
@@ -108,8 +108,13 @@ def token_table(vocabulary: TokenVocabulary) -> TokenTable:
     marked = {piece: ids for piece, ids in plain.items() if _MARK.search(piece)}
     unmarked = {piece: ids for piece, ids in plain.items() if piece not in marked}
     others = {piece: ids for piece, ids in tokens.items() if piece not in plain}
-    masks = [_by_length(each, vocabulary.num_words) for each in (plain, unmarked)]
-    return TokenTable(*map(SortedTokens.of, (tokens, others, marked)), *masks)
+    return TokenTable(
+        SortedTokens.of(tokens),
+        SortedTokens.of(others),
+        SortedTokens.of(marked),
+        _by_length(plain, vocabulary.num_words),
+        _by_length(unmarked, vocabulary.num_words),
+    )
 
 
 def _by_length(tokens: dict[bytes, list[int]], num_words: int) -> IntArray:
