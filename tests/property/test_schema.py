@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import jsonschema
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from radixlm.errors import InvalidRequest
@@ -84,6 +84,7 @@ def compiled(schema):
 
 @settings(max_examples=600, deadline=None)
 @given(schema=SCHEMAS, values=st.lists(VALUES, min_size=3, max_size=8))
+@example(schema={"additionalProperties": False, "required": ["a"]}, values=[{}, {"a": 1}, None])
 def test_a_value_can_be_spelled_exactly_if_the_schema_allows_it(schema, values):
     automaton = compiled(schema)
     assume(automaton is not None)

@@ -237,6 +237,8 @@ class Emitter:
 
     def _object(self, form: Object, entry: int, end: int) -> None:
         """A state is how many named properties are behind and how many properties there are, as far as it matters."""
+        if any(each.required and each.value == NEVER for each in form.named):
+            return  # no object fits
         named = [each for each in form.named if each.value != NEVER]
         low = 0 if sum(each.required for each in named) >= form.low else form.low
         if low > 1 and form.others:
