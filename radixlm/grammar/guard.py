@@ -25,7 +25,6 @@ from radixlm.grammar.limits import MEMORY_BYTES, WALL_S
 from radixlm.killable import Killable, frames, limit, reply
 
 _START_S = 30.0
-_LONGEST = 16  # bytes of a token that is tried for a text
 
 
 class _Words(msgspec.Struct, frozen=True, array_like=True):
@@ -102,13 +101,9 @@ def _verdict(kind: str, text: str, vocabulary: TokenVocabulary) -> _Verdict:
 
 
 def _spelled(ids: dict[bytes, int], text: str) -> list[int]:
-    """Some tokens that spell a text: which ones makes no difference to whether a grammar compiles."""
-    rest, found = text.encode(), list[int]()
-    while rest:
-        size = next((n for n in range(min(len(rest), _LONGEST), 1, -1) if rest[:n] in ids), 1)
-        found += [ids[rest[:size]]] if rest[:size] in ids else []
-        rest = rest[size:]
-    return found
+    """A text byte by byte: how it is spelled makes no difference to whether a grammar compiles."""
+    pieces = [bytes((byte,)) for byte in text.encode()]
+    return [ids[piece] for piece in pieces if piece in ids]
 
 
 def _size_bytes() -> int:
