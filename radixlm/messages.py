@@ -47,7 +47,14 @@ class UnpinPrefix(msgspec.Struct, frozen=True, tag=True):
     among: str = ""
 
 
-Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix
+class AbortLabelled(msgspec.Struct, frozen=True, tag=True):
+    """End the open requests of this owner with exactly this label, whichever frontend they came through."""
+
+    owner: str
+    label: str
+
+
+Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix | AbortLabelled
 Command = Literal["info", "stats", "flush_cache", "abort_all", "ping", "pause", "preempt", "resume"] | Query
 
 
@@ -137,6 +144,12 @@ class Unpinned(msgspec.Struct, frozen=True):
     """Answer to `UnpinPrefix`: how many prefixes were let go."""
 
     unpinned: int
+
+
+class AbortedLabelled(msgspec.Struct, frozen=True):
+    """Answer to `AbortLabelled`: how many requests were ended."""
+
+    aborted: int
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

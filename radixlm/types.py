@@ -89,7 +89,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A validated request as the engine sees it: token ids only, `max_tokens` resolved to a number.
 
-    `key` is made by the frontend and unique among its open requests; labels given by clients never get here.
+    `key` is made by the frontend and unique among its open requests. `owner` asked for it, and may have at most `max_owned`
+    requests open on all frontends together; `label` is the owner's own name for it, by which it can be aborted.
     An ordinary request is a script of one part. Only the last part may lack `sampling`. A request with `pooling` is one part
     without it: only its vector is wanted.
     """
@@ -100,6 +101,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     timeout_s: float | None = None
     pooling: Pooling | None = None
+    owner: str = ""
+    label: str = ""
+    max_owned: int | None = None
 
 
 class Finish(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 
 from radixlm.engine.streams import pooled
-from radixlm.errors import EngineDied, Error, NotReady, QueueFull
+from radixlm.errors import EngineDied, Error, NotReady, QueueFull, TooManyRequests
 from radixlm.messages import (
+    AbortedLabelled,
+    AbortLabelled,
     CacheMatch,
     CacheView,
     Command,
@@ -207,7 +209,7 @@ class FakeEngine:
             return {}
         return msgspec.to_builtins(self._answer(command), builtin_types=(bytes,))
 
-    def _answer(self, query: Query) -> CacheView | CacheMatch | Pinned | Unpinned:
+    def _answer(self, query: Query) -> CacheView | CacheMatch | Pinned | Unpinned | AbortedLabelled:
         """As if the last prompt alone were cached, and nothing could be pinned."""
         match query:
             case ShowCache():
@@ -218,6 +220,15 @@ class FakeEngine:
                 return Pinned(refused="this engine keeps nothing")
             case UnpinPrefix():
                 return Unpinned(0)
+            case AbortLabelled(owner=owner, label=label):
+                keys = [
+                    s.request.key
+                    for s in self._streams.values()
+                    if (s.request.owner, s.request.label) == (owner, label)
+                ]
+                for key in keys:
+                    self.abort(key)
+                return AbortedLabelled(len(keys))
 
     def _stats(self) -> dict[str, Any]:
         """Every request runs, nothing is cached, no page is ever used."""
@@ -242,6 +253,9 @@ class FakeEngine:
         most = self._info.max_running + self._info.max_queued
         if self.num_open >= most:
             raise QueueFull(f"{self.num_open} requests are open, the limit is {most}; try again", retry_after_s=1.0)
+        owned = sum(stream.request.owner == request.owner for stream in self._streams.values())
+        if request.max_owned is not None and owned >= request.max_owned:
+            raise TooManyRequests(f"{owned} choices are open, the limit is {request.max_owned}", retry_after_s=1.0)
         prompt = request.script[0].literal
         stream = _Stream(self, request, self._common_with_last(prompt))
         self._last_prompt = prompt

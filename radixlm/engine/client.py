@@ -108,6 +108,7 @@ class RemoteEngine:
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`. Raises NotReady when no engine answers in time: it starts, restarts or hangs."""
         self._require_up()
+        self._flush()  # the engine must hear of requests before it hears what becomes of them
         try:
             return await asyncio.wait_for(self._ask(command), self._reply_timeout_s)
         except TimeoutError:

@@ -20,7 +20,7 @@ import msgspec
 from radixlm.engine.api import Engine
 from radixlm.engine.caller import ANYBODY, Caller, current_caller
 from radixlm.engine.constrain import after_thought, constraint_fields
-from radixlm.engine.open_choices import OpenChoices
+from radixlm.engine.full import Full
 from radixlm.engine.output import Completion, Delta, Embedding, Output
 from radixlm.engine.scripts import ScriptOutput
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
@@ -35,7 +35,7 @@ from radixlm.errors import (
     QueueFull,
     RequestTimeout,
 )
-from radixlm.messages import Ended, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
+from radixlm.messages import AbortedLabelled, AbortLabelled, Ended, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
 from radixlm.metrics import Metrics
 from radixlm.text.template import ChatTemplate
 from radixlm.text.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class Frontend:
         self._timeout_s = timeout_s
         self._log_prompts = log_prompts
         self._keys = itertools.count(1)
-        self._open = OpenChoices()
+        self._full = Full()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @cached_property
@@ -115,7 +115,7 @@ class Frontend:
         limits = replace(self.limits, max_output=current_caller().max_tokens)
         num_choices = sum(_num_choices(request) for request in requests)
         check_batch(len(requests), num_choices, limits)
-        self._open.require_room(current_caller(), num_choices)
+        self._full.require_room(current_caller(), num_choices)
         prepared: list[Prepared] = []
         for i, request in enumerate(requests):
             try:
@@ -173,12 +173,10 @@ class Frontend:
             for task in tasks:
                 task.cancel()
 
-    def abort(self, label: str) -> int:
-        """Ends the caller's open requests with exactly this label; how many there were."""
-        keys = self._open.labelled(current_caller(), label)
-        for key in keys:
-            self.engine.abort(key)
-        return len(keys)
+    async def abort(self, label: str) -> int:
+        """Ends the caller's open requests with exactly this label, on all frontends; how many there were."""
+        query = AbortLabelled(current_caller().name, label)
+        return msgspec.convert(await self.engine.control(query), AbortedLabelled).aborted
 
     async def pin(self, request: GenerateRequest, ttl_s: float = DEFAULT_TTL_S) -> Pin:
         """Keeps a request's prompt in the cache for `ttl_s` seconds, computing first what is missing; whole pages only.
@@ -279,20 +277,17 @@ class Frontend:
 
     @contextmanager
     def _begun(self, item: Prepared) -> Generator[tuple[int, Watch]]:
-        """A key for one request of the engine, which counts as open while the block runs, and what measures it."""
-        key, caller, label = next(self._keys), item.caller, item.request.label
-        self._open.add(caller, label, key)
+        """A key for one request of the engine, and what measures it while the block runs."""
         watch = Watch(self.metrics)
         try:
-            yield key, watch
+            yield next(self._keys), watch
         except Error as error:
             watch.failed(error)
             if isinstance(error, QueueFull):
-                self._open.engine_is_full(error)
+                self._full.refused(error)
             raise
         finally:
             watch.closed()
-            self._open.remove(caller, label, key)
 
     def _output(self, item: Prepared, index: int) -> Output | ScriptOutput:
         eos = self.engine.info.eos_token_ids
@@ -315,6 +310,9 @@ class Frontend:
             priority=asked.priority,
             timeout_s=timeout_s,
             pooling=asked.pooling,
+            owner=item.caller.name,
+            label=asked.label,
+            max_owned=item.caller.max_requests,
         )
 
 

@@ -168,11 +168,7 @@ class LLM:
 
     def abort(self, label: str) -> int:
         """Ends the open requests with this label; their calls return what they have. Returns how many there were."""
-
-        async def abort() -> int:
-            return self.frontend.abort(label)
-
-        return self._wait(abort())
+        return self._wait(self.frontend.abort(label))
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters: pages, requests, tokens, cache hits."""

@@ -49,6 +49,7 @@ class LocalEngine:
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`."""
         self._require_alive()
+        self._flush()
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
 
         def reply(result: dict[str, Any]) -> None:

@@ -10,14 +10,14 @@ import struct
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from radixlm.errors import EngineDied, Error, NotReady, QueueFull
+from radixlm.errors import EngineDied, Error, NotReady, QueueFull, TooManyRequests
 from radixlm.messages import Detail, Ended, Outputs, Pooled
 from radixlm.types import TOKEN_BYTES, Request
 
 Frames = AsyncGenerator[Outputs, None]
 _encode_key = struct.Struct("=q").pack
 
-_RAISED = {error.code: error for error in (QueueFull, NotReady, EngineDied)}
+_RAISED = {error.code: error for error in (QueueFull, TooManyRequests, NotReady, EngineDied)}
 """Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
 
 

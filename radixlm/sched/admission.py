@@ -18,7 +18,7 @@ from radixlm.sched.request import Lease, OpenRequest
 from radixlm.sched.rows import Rows
 from radixlm.types import Finish, IntArray
 
-REFUSALS = ("queue_full", "context_length_exceeded", "duplicate_key", "invalid_grammar")
+REFUSALS = ("queue_full", "rate_limit_exceeded", "context_length_exceeded", "duplicate_key", "invalid_grammar")
 MOST_RESERVED = 4096  # tokens of output reserved for one request at most
 WORTH_WAITING = 32  # common tokens for which a request waits until another has computed them
 
@@ -77,10 +77,15 @@ class Ratio:
         self.value = min(1.0, self.value + self.RAISE)
 
 
-def refusal(entry: OpenRequest, room: Room, num_queued: int, *, is_open: bool) -> tuple[str, Finish] | None:
-    """Why a request cannot even wait: (code, finish), or None."""
+def refusal(
+    entry: OpenRequest, room: Room, num_queued: int, num_owned: int, *, is_open: bool
+) -> tuple[str, Finish] | None:
+    """Why a request cannot even wait: (code, finish), or None. Its owner has `num_owned` others open."""
     if is_open:
         return "duplicate_key", Finish("error", message=f"request key {entry.request.key} is in use")
+    if entry.request.max_owned is not None and num_owned >= entry.request.max_owned:
+        message = f"this key has {num_owned} choices open, the limit is {entry.request.max_owned}; wait for one to end"
+        return "rate_limit_exceeded", Finish("error", message=message)
     if num_queued >= room.max_queued:
         message = f"{num_queued} requests are waiting, the limit is {room.max_queued}; try again later"
         return "queue_full", Finish("error", message=message)

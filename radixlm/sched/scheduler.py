@@ -11,7 +11,7 @@ were planned, any number later. A step's results for a row that ended or changed
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -56,6 +56,7 @@ class Scheduler:
         self.pins = Pins(self.running.tree, limits)
         self._constraining = Constraining(self.running, constraints)
         self._open: dict[tuple[int, int], OpenRequest] = {}  # by (sink, key): accepted and not ended
+        self._owned: Counter[str] = Counter()  # open requests by owner
         self._next_deadline = float("inf")
         self._parts = Parts(limits, self._planner, self.outbox, self.counts, self._constraining, make_stop)
         self._clock = clock
@@ -96,12 +97,14 @@ class Scheduler:
         )
         self.counts.accepted += 1
         queued = len(self.waiting) - self.running.rows.num_free  # those that find a slot do not wait
-        refusal = admission.refusal(entry, self.limits, queued, is_open=(sink, request.key) in self._open)
+        owned, is_open = self._owned[request.owner], (sink, request.key) in self._open
+        refusal = admission.refusal(entry, self.limits, queued, owned, is_open=is_open)
         if refusal is not None:
             entry.error_code, entry.finish = refusal
             self._announce(entry)
             return
         self._open[sink, request.key] = entry
+        self._owned[request.owner] += 1
         self._planner.wait(entry)
         self._next_deadline = min(self._next_deadline, entry.deadline)
         self._constraining.submit(entry)
@@ -123,6 +126,17 @@ class Scheduler:
     def abort(self, key: int, sink: int = 0, message: str = "aborted by the client") -> None:
         """Ends a request; nothing but its terminal event follows. Unknown keys have ended already."""
         self._end_early((sink, key), Finish("abort", message=message))
+
+    def abort_labelled(self, owner: str, label: str) -> int:
+        """Ends what this owner calls so; how many requests that were."""
+        named = [
+            name
+            for name, e in self._open.items()
+            if (e.request.owner, e.request.label) == (owner, label) and not e.finish
+        ]
+        for name in named:
+            self._end_early(name, Finish("abort", message="aborted by the client"))
+        return len(named)
 
     def abort_all(self, message: str) -> None:
         """Ends everything that is open."""
@@ -232,6 +246,7 @@ class Scheduler:
 
     def _end(self, entry: OpenRequest) -> None:
         del self._open[entry.sink, entry.request.key]
+        self._owned[entry.request.owner] -= 1
         self._announce(entry)
 
     def _announce(self, entry: OpenRequest) -> None:

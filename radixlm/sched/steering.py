@@ -10,6 +10,8 @@ from itertools import islice
 
 from radixlm.cache.radix import Node, RadixTree, origin
 from radixlm.messages import (
+    AbortedLabelled,
+    AbortLabelled,
     CacheMatch,
     CacheNode,
     CacheView,
@@ -29,7 +31,7 @@ MOST_VISITED = 1024  # nodes; a walk of so many takes 2 ms of a processor
 HEAD_TOKENS = 32
 
 
-def answer(scheduler: Scheduler, query: Query) -> CacheView | CacheMatch | Pinned | Unpinned:
+def answer(scheduler: Scheduler, query: Query) -> CacheView | CacheMatch | Pinned | Unpinned | AbortedLabelled:
     """Runs a query between two steps."""
     now, pins = scheduler.now(), scheduler.pins
     pins.expire(now)
@@ -44,6 +46,8 @@ def answer(scheduler: Scheduler, query: Query) -> CacheView | CacheMatch | Pinne
             return pins.keep(namespace, tokens, now + ttl_s, now)
         case UnpinPrefix(pin=pin, among=among):
             return Unpinned(pins.drop(pin, among))
+        case AbortLabelled(owner=owner, label=label):
+            return AbortedLabelled(scheduler.abort_labelled(owner, label))
 
 
 @dataclass(slots=True, eq=False)

@@ -42,7 +42,7 @@ class Control(Surface):
             return await self.frontend.engine.control("abort_all")
         if not body.rid:
             raise InvalidRequest("rid is absent; name a request or set abort_all", param="rid")
-        return {"aborted": self.frontend.abort(body.rid)}
+        return {"aborted": await self.frontend.abort(body.rid)}
 
     async def pause(self, request: Request) -> Response:
         """POST /pause_generation: nothing is computed until /continue_generation; requests are still taken, and wait.

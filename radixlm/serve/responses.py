@@ -106,14 +106,14 @@ class Responses(Surface):
         """POST /v1/responses/{id}/cancel: one that is done stays as it is."""
         turn = self._stored(request).turn
         if turn.is_running:
-            self.frontend.abort(turn.id)
+            await self.frontend.abort(turn.id)
             turn.abandon()
         return as_json(turn.response)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""
         stored = self._stored(request)
-        self.frontend.abort(stored.turn.id)
+        await self.frontend.abort(stored.turn.id)
         self.store.delete(stored.owner, stored.turn.id)
         return as_json(Deleted(id=stored.turn.id, object="response", deleted=True))
 

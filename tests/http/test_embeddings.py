@@ -91,7 +91,7 @@ def test_an_abort_is_an_error_and_gives_everything_back():
         while server.engine.num_open < 2:
             await asyncio.sleep(0.001)
         server.engine.stalled = False
-        assert server.frontend.abort("x") == 2
+        assert await server.frontend.abort("x") == 2
         answer = await waiting
         assert (answer.status_code, answer.json()["error"]["code"]) == (499, "aborted")
 

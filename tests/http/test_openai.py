@@ -208,7 +208,7 @@ def test_an_aborted_request_is_an_error_not_a_finish_reason():
         while server.engine.num_open < 2:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        server.frontend.abort("x")
+        await server.frontend.abort("x")
         assert (await whole).status_code == 499
         assert (await whole).json()["error"]["code"] == "aborted"
         assert '"code":"aborted"' in (await stream).text
