@@ -129,7 +129,7 @@ class EngineDied(Error):
     """The engine stopped while the request was open; it is being restarted."""
 
     code = "engine_restarted"
-    status = 500
+    status = 503
     type = "server_error"
 
 
