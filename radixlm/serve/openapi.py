@@ -27,7 +27,7 @@ _ERRORS = {
     431: "The headers are over the limit.",
     499: "The request was aborted.",
     500: "A fault of the server; nothing of the cause is shown.",
-    503: "The queue is full, or the engine is starting or draining; come back after Retry-After seconds.",
+    503: "The queue is full, or the engine is starting, draining or was lost; come back after Retry-After seconds.",
     504: "The request passed its deadline.",
 }
 _ALWAYS: tuple[int, ...] = (400, 401, 403, 431, 500, 503)

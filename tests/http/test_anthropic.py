@@ -308,7 +308,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event():
         events = parsed(await open_stream)
         assert events[0]["type"] == "message_start"
         assert events[-1]["type"] == "error"
-        assert events[-1]["error"]["type"] == "api_error"
+        assert events[-1]["error"]["type"] == "overloaded_error"
 
     with_server(test, continuation=endless, delay_s=0.005)
 
