@@ -215,6 +215,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     num_cached: int = 0
     num_output: int = 0
     num_forced: int = 0
+    num_proposed: int = 0
+    num_accepted: int = 0
     num_preempted: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0

@@ -7,7 +7,7 @@ in the sequence, so it never has to believe anything; whoever took tokens out of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -89,6 +89,11 @@ class Matcher(Protocol):
 
     def forced(self) -> bytes:
         """The bytes that must come next, as far as there is no choice; b"" if there is one, and where the text may end."""
+        ...
+
+    @property
+    def state(self) -> Hashable | None:
+        """Where it stands: the same texts may follow wherever this is the same. None if the matcher cannot tell."""
         ...
 
     @property

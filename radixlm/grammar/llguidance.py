@@ -84,6 +84,11 @@ class LLMatching:
         return self._matcher.compute_ff_bytes()
 
     @property
+    def state(self) -> None:
+        """The library does not tell."""
+        return None
+
+    @property
     def is_complete(self) -> bool:
         return self._matcher.is_accepting()
 

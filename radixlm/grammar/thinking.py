@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -88,6 +88,10 @@ class ThinkingMatcher:
     def forced(self) -> bytes:
         """As `Matcher.forced`: a thought is free."""
         return self._after.forced() if self._ended and self._after is not None else b""
+
+    @property
+    def state(self) -> Hashable | None:
+        return self._after.state if self._ended and self._after is not None else None
 
     @property
     def is_complete(self) -> bool:

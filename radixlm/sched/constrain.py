@@ -1,4 +1,4 @@
-"""Constrained parts among the running requests: their matchers, the masks of a step, and jumps over forced text.
+"""Constrained parts among the running requests: matchers, the masks of a step, jumps over forced text, likely tokens.
 
 A matcher belongs to its request and is moved only where tokens become known (`commit`), so preemption, overlap and void
 steps never reach it.
@@ -6,19 +6,20 @@ steps never reach it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
-from radixlm.grammar.api import Grammar, TokenVocabulary, fill_all
+from radixlm.grammar.api import Grammar, Matcher, TokenVocabulary, fill_all
 from radixlm.grammar.jump import Jump, Jumper
 from radixlm.messages import Forced
 from radixlm.sched.leases import Leases
 from radixlm.sched.plan import Plan
 from radixlm.sched.planner import Launched
-from radixlm.sched.request import EMPTY, Lease, OpenRequest
+from radixlm.sched.proposer import Proposer
+from radixlm.sched.request import EMPTY, Lease, OpenRequest, Proposal
 from radixlm.sched.sampled import Masks
 from radixlm.types import Finish, IntArray, SamplingParams, to_bytes
 
@@ -42,6 +43,7 @@ class Constraining:
         self._running = running
         self._constraints = constraints
         self._jumper = Jumper(constraints.vocabulary) if constraints and constraints.jump_forward else None
+        self._proposer = Proposer()
         self._buffers: list[IntArray] = []  # two, used in turn: a launched step may still read the other
         self.blocked: list[OpenRequest] = []  # waiting for a grammar
 
@@ -101,6 +103,8 @@ class Constraining:
         if jump is None:
             return self._end_of(entry, length), None
         kept = length - jump.num_dropped
+        if not jump.num_dropped:
+            self._learn_jump(lease, length, jump.tokens)
         self._running.force(lease, kept, np.array(jump.tokens, dtype=np.int32), valid_from)
         return self._end_of(entry, kept + len(jump.tokens)), self._event(entry, jump)
 
@@ -111,6 +115,52 @@ class Constraining:
         if entry.stop is not None or sampling.logprobs is not None or sampling.stop_token_ids:
             return None  # each token is looked at, or scored, by itself
         return self._jumper.jump(matcher, recent.tolist(), room)
+
+    # -- proposals ----------------------------------------------------------------------------------------------------
+
+    def learn(self, lease: Lease, position: int, token: int) -> None:  # hot
+        """A token comes at a position of a row, whose matcher has not accepted it yet."""
+        if self._jumper is not None and lease.request.matcher is not None:
+            before = int(self._running.rows.tokens[lease.slot, position - 1])
+            self._proposer.learn(lease.request.matcher, before, token)
+
+    def _learn_jump(self, lease: Lease, position: int, tokens: Sequence[int]) -> None:
+        """The same of tokens that the matcher has accepted."""
+        matcher, before = lease.request.matcher, int(self._running.rows.tokens[lease.slot, position - 1])
+        if matcher is None or matcher.state is None:
+            return
+        matcher.rollback(len(tokens))
+        for token in tokens:
+            self._proposer.learn(matcher, before, token)
+            matcher.accept((token,))
+            before = token
+
+    def propose(self, lease: Lease, most: int) -> Sequence[int]:  # hot
+        """Up to `most` tokens that are likely to follow the next one that a row computes.
+
+        If only the device knows that one, it is guessed too. The row must then wait for a step, so one token more is not
+        enough; and if text is forced after it, a jump will do better.
+        """
+        entry, rows, slot = lease.request, self._running.rows, lease.slot
+        sampling, matcher = entry.sampling, entry.matcher
+        if self._jumper is None or matcher is None or sampling is None or most <= 0:
+            return ()
+        if entry.is_penalised or sampling.logprobs is not None:
+            return ()  # the device counts each token, or each is scored
+        known = self._running.known_length(lease)
+        unknown = int(rows.length[slot]) - known
+        before = int(rows.tokens[slot, known - 1])
+        tokens = self._proposer.propose(matcher, before, unknown + min(most, entry.reach))
+        if not unknown:
+            return tokens
+        return tokens[unknown:] if len(tokens) > 2 * unknown and not self._forces(matcher, tokens[:unknown]) else ()
+
+    def _forces(self, matcher: Matcher, tokens: Sequence[int]) -> bool:
+        """Whether there is no choice after these tokens."""
+        matcher.accept(tokens)
+        forced = bool(matcher.forced())
+        matcher.rollback(len(tokens))
+        return forced
 
     def _event(self, entry: OpenRequest, jump: Jump) -> Forced:
         entry.num_forced += len(jump.tokens) - jump.num_dropped
@@ -134,12 +184,30 @@ class Constraining:
         assert self._constraints is not None, "a part is constrained without constraints"
         vocabulary = self._constraints.vocabulary
         entries = [self._running.by_slot[slot].request for slot in slots[which].tolist()]
-        bits = self._buffer(vocabulary.num_words)[: len(entries)]
+        bits = self._buffer(vocabulary.num_words)
         fill_all([entry.matcher for entry in entries if entry.matcher is not None], bits)
-        endless = np.flatnonzero(rows.ignores_eos[slots[which]])
+        which = np.concatenate((which, self._fill_proposed(launched, bits, len(which))))
+        endless = np.flatnonzero(rows.ignores_eos[plan.slots[plan.samples][which]])
         for token in vocabulary.eos if endless.size else ():
             bits.view(np.uint32)[endless, token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFF_FFFF)
-        return Masks(which, bits)
+        return Masks(which, bits[: len(which)])
+
+    def _fill_proposed(self, launched: Launched, bits: IntArray, count: int) -> IntArray:
+        """Masks after proposed tokens, as far as the grammar allows these, into bits[count:]; their sampling rows."""
+        tried: list[int] = []
+        first = len(launched.slots)
+        for lease, proposal in launched.proposals:
+            matcher, taken = lease.request.matcher, 0
+            while matcher is not None and lease.proposal is proposal and taken < len(proposal.tokens):
+                if not matcher.accept((proposal.tokens[taken],)):
+                    break
+                matcher.fill([matcher], [count + len(tried)], bits)
+                tried.append(first + taken)
+                taken += 1
+            if matcher is not None:
+                matcher.rollback(taken)
+            first += len(proposal.tokens)
+        return np.array(tried, dtype=np.int32)
 
     def _buffer(self, num_words: int) -> IntArray:
         if not self._buffers:

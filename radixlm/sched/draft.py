@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from radixlm.sched.plan import Logits, Opened, Plan
-from radixlm.sched.request import EMPTY, Lease
+from radixlm.sched.request import EMPTY, Lease, Proposal
 from radixlm.sched.rows import Rows
 from radixlm.types import IntArray
 
@@ -14,23 +14,30 @@ class Draft:
     """What this step will compute. `decode` is set once as columns; `chunk` adds one row."""
 
     def __init__(self) -> None:
-        self._decode: IntArray = EMPTY
-        self._decode_starts: IntArray = EMPTY
+        self.slots: IntArray = EMPTY  # of the decode chunks
+        self.starts: IntArray = EMPTY
+        self.proposals: list[tuple[Lease, Proposal]] = []  # whose chunks come last
         self._chunks: list[tuple[int, int, int, int, bool]] = []  # slot, start, length, logits, samples
         self._pages: list[tuple[IntArray, IntArray, IntArray]] = []  # slots, indices, pages
         self.all_sample = True
 
     @property
     def empty(self) -> bool:
-        return not self._chunks and not len(self._decode)
+        return not self._chunks and not len(self.slots)
 
     def decode(self, slots: IntArray, starts: IntArray) -> None:
         """One sampling chunk of length 1 for each slot."""
-        self._decode, self._decode_starts = slots, starts
+        self.slots, self.starts = slots, starts
 
     def chunk(self, lease: Lease, start: int, length: int, logits: Logits, *, samples: bool) -> None:
         self._chunks.append((lease.slot, start, length, int(logits), samples))
         self.all_sample = self.all_sample and samples
+
+    def propose(self, lease: Lease, proposal: Proposal) -> None:
+        """One sampling chunk for each proposed token. No other chunks may follow."""
+        for position in range(proposal.start, proposal.start + len(proposal.tokens)):
+            self.chunk(lease, position, 1, Logits.LAST, samples=True)
+        self.proposals.append((lease, proposal))
 
     def pages(self, slots: IntArray, indices: IntArray, pages: IntArray) -> None:
         """Cells of the page table that the device must change before this step."""
@@ -43,7 +50,7 @@ class Draft:
 
     def build(self, index: int, rows: Rows, opened: tuple[Opened, ...]) -> Plan:  # hot
         """The plan; reads the tokens of the chunks from `rows`."""
-        slots, starts = self._decode, self._decode_starts
+        slots, starts = self.slots, self.starts
         count = len(slots)
         tokens = rows.tokens[slots, starts]
         lengths, logits, samples = np.ones(count, np.int32), np.ones(count, np.int32), np.ones(count, np.bool_)

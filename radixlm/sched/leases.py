@@ -58,17 +58,23 @@ class Leases:
         rows.limit[slot] = min(entry.limit, rows.tokens.shape[1] - 1)
         rows.ignores_eos[slot] = entry.sampling is None or entry.sampling.ignore_eos
         rows.watched[slot] = True
+        lease.proposal = None
         self.prefilling.append(lease)
 
     def force(self, lease: Lease, kept: int, tokens: IntArray, valid_from: int) -> None:
         """The row keeps its first `kept` tokens, and these follow without being sampled: a chunk, as a prompt is.
 
-        What launched steps sample for the row is void.
+        What launched steps sample for the row is void, unless its proposal foresaw them.
         """
         rows, slot = self.rows, lease.slot
-        end = kept + len(tokens)
+        end, foreseen = kept + len(tokens), kept == rows.length[slot]
         rows.tokens[slot, kept:end] = tokens
         rows.length[slot] = rows.prompt_end[slot] = end
+        if foreseen and lease.proposal is not None and kept > lease.proposal.start:
+            came = tuple(rows.tokens[slot, lease.proposal.start : end].tolist())
+            if came == lease.proposal.tokens[: len(came)]:
+                return
+        lease.proposal = None
         rows.computed[slot] = min(int(rows.computed[slot]), kept)
         rows.valid_from[slot] = valid_from
         if lease not in self.prefilling:
@@ -155,6 +161,7 @@ class Leases:
         rows.length[slot] = length
         rows.limit[slot] = rows.prompt_end[slot] = 0
         rows.valid_from[slot] = NEVER
+        lease.proposal = None
         lease.ending = True
         self.ending.append(lease)
         if lease in self.prefilling:

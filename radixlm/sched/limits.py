@@ -38,5 +38,7 @@ class Counts:
     cached_tokens: int = 0
     output_tokens: int = 0
     forced_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     repaired: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from radixlm.sched.leases import Leases
 from radixlm.sched.limits import Counts, Limits
 from radixlm.sched.outbox import Outbox
 from radixlm.sched.planner import Planner
-from radixlm.sched.request import EMPTY, Lease, OpenRequest, StopCheck
+from radixlm.sched.request import EMPTY, MOST_PROPOSED, Lease, OpenRequest, Proposal, StopCheck
 from radixlm.sched.sampled import FAILED
 from radixlm.types import Finish, IntArray, SamplingParams, from_bytes, to_bytes
 
@@ -97,6 +97,8 @@ class Parts:
     def look(self, lease: Lease, position: int, token: int, *, eos: bool) -> None:
         """A token that may end its part."""
         entry = lease.request
+        if not eos:
+            self._constraining.learn(lease, position, token)
         finish = finish_of(entry, position, token, eos=eos)
         told = (
             entry.stop is not None
@@ -108,6 +110,36 @@ class Parts:
             finish = self._jump(lease)
         while finish is not None:
             finish = self._end_part(lease, finish)
+
+    def follow(self, lease: Lease, proposal: Proposal, sampled: Sequence[int]) -> None:
+        """Takes what was sampled after proposed tokens, as long as what came before is what was proposed."""
+        entry, rows, slot = lease.request, self._running.rows, lease.slot
+        accepted, live = 0, lease.proposal is proposal
+        while lease.proposal is proposal:
+            length = int(rows.length[slot])
+            rows.computed[slot] = length - 1
+            last = length - 1 - proposal.start
+            if last >= len(sampled) or rows.tokens[slot, length - 1] != proposal.tokens[last]:
+                lease.proposal = None
+                break
+            accepted, token = last + 1, sampled[last]
+            rows.tokens[slot, length] = token
+            rows.length[slot] = length + 1
+            rows.computed[slot] = length
+            self._counts.output_tokens += 1
+            if token >= 0:
+                self._publish(lease, (token,))
+            self.look(lease, length, token, eos=token in self._eos and not rows.ignores_eos[slot])
+        if live:
+            entry.reach = min(MOST_PROPOSED, max(2, 2 * accepted))
+        entry.num_accepted += accepted
+        self._counts.accepted_tokens += accepted
+
+    def _publish(self, lease: Lease, tokens: Sequence[int]) -> None:
+        """Tokens that were proposed, and what came after them: more than one of a request in a step."""
+        entry, count = lease.request, len(tokens)
+        sinks, keys = np.full(count, entry.sink, np.int32), np.full(count, entry.request.key, np.int64)
+        self._outbox.tokens(sinks, keys, np.array(tokens, dtype=np.int32))
 
     def _end_part(self, lease: Lease, finish: Finish) -> Finish | None:
         """The request ends, or its next part begins; returns why that one ends at once, if it does."""
@@ -137,15 +169,19 @@ class Parts:
     def _jump(self, lease: Lease) -> Finish | None:
         """Appends the text that a grammar leaves no choice about; why the part ends with it, if it does."""
         finish, forced = self._constraining.jump(lease, self._planner.next_index)
-        self._publish_forced(lease.request, forced)
+        self._publish_forced(lease.request, forced, lease)
         if forced is not None and lease.request.is_penalised:
             tokens = self._running.rows.tokens[lease.slot, : self._running.known_length(lease)].copy()
             self._running.open_part(lease, tokens, self._eos)
         return finish
 
-    def _publish_forced(self, entry: OpenRequest, forced: Forced | None) -> None:
+    def _publish_forced(self, entry: OpenRequest, forced: Forced | None, lease: Lease | None = None) -> None:
+        """Forced tokens that a proposal foresaw go the way of the sampled ones around them, so that the order is kept."""
         if forced is not None:
             count = len(forced.tokens) // 4 - forced.num_dropped
             self._counts.output_tokens += count
             self._counts.forced_tokens += count
-            self._outbox.detail(entry.sink, forced)
+            if lease is not None and lease.proposal is not None:
+                self._publish(lease, from_bytes(forced.tokens).tolist())
+            else:
+                self._outbox.detail(entry.sink, forced)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from radixlm.sched.limits import Counts, Limits
 from radixlm.sched.missed import why_missed
 from radixlm.sched.plan import ON_DEVICE, Logits, Plan
 from radixlm.sched.policy import POLICIES
-from radixlm.sched.request import Lease, OpenRequest
+from radixlm.sched.request import Lease, OpenRequest, Proposal
 from radixlm.types import IntArray
 
 AHEAD = 16
@@ -31,18 +31,26 @@ class Launched:
     """A step under way and where its sampled tokens go."""
 
     plan: Plan
-    slots: IntArray  # of the sampling chunks
+    slots: IntArray  # of the sampling chunks, without those of proposals, which come last
     positions: IntArray
+    proposals: list[tuple[Lease, Proposal]] = field(default_factory=list[tuple[Lease, Proposal]])
 
 
 class Planner:
     """Believes that what was launched will happen, so it never waits for results.
 
-    `reap` ends or queues again the requests of leases that can be given back; True if there were any.
+    `reap` ends or queues again the requests of leases that can be given back; True if there were any. `propose` says
+    which tokens, at most so many, are likely to follow in a row.
     """
 
     def __init__(
-        self, limits: Limits, running: Leases, counts: Counts, clock: Callable[[], float], reap: Callable[[], bool]
+        self,
+        limits: Limits,
+        running: Leases,
+        counts: Counts,
+        clock: Callable[[], float],
+        reap: Callable[[], bool],
+        propose: Callable[[Lease, int], Sequence[int]],
     ) -> None:
         self.running = running
         self.waiting: OrderedDict[tuple[int, int], OpenRequest] = OrderedDict()  # oldest first
@@ -53,6 +61,7 @@ class Planner:
         self._clock = clock
         self.history = History()
         self._reap = reap
+        self._propose = propose
         self._ratio = admission.Ratio()
         self._order = POLICIES[limits.policy]
 
@@ -82,6 +91,7 @@ class Planner:
                 if share:
                     self._chunk(draft, lease, share)
             if not draft.empty:
+                self._plan_proposals(draft)
                 return self._launch(draft)
             # Stuck: running requests hold all pages and nothing under way will free any. One must start over.
             if self.launched or not self._preempt():
@@ -124,7 +134,27 @@ class Planner:
 
     def _decoding(self) -> IntArray:
         rows, active = self.running.rows, self.running.active
-        return active[(rows.length[active] < rows.limit[active]) & (rows.computed[active] >= rows.prompt_end[active])]
+        length, computed = rows.length[active], rows.computed[active]
+        known = computed < length  # not so while a proposal is under way
+        return active[known & (length < rows.limit[active]) & (computed >= rows.prompt_end[active])]
+
+    def _plan_proposals(self, draft: Draft) -> None:  # hot
+        """Decode rows of constrained parts try what is likely to follow, where neither a request nor a page must give way."""
+        running, rows, size = self.running, self.running.rows, self._limits.page_size
+        spare = rows.num_free  # so a step never has more sampling chunks than slots
+        for slot in draft.slots[rows.constrained[draft.slots]].tolist():
+            lease, start = running.by_slot[slot], int(rows.length[slot])
+            room = (int(rows.num_pages[slot]) + running.pool.num_free) * size
+            tokens = self._propose(lease, min(spare, int(rows.limit[slot]) - 1 - start, room - start))
+            if tokens:
+                end = start + len(tokens)
+                running.grow(lease, end)
+                rows.tokens[slot, start:end] = tokens
+                lease.proposal = Proposal(start, tuple(tokens))
+                draft.propose(lease, lease.proposal)
+                self._counts.proposed_tokens += len(tokens)
+                lease.request.num_proposed += len(tokens)
+                spare -= len(tokens)
 
     def _prompt_budget(self, num_decode: int, begun_tokens: int) -> int:
         """Tokens of this step for prompts."""
@@ -207,11 +237,12 @@ class Planner:
         plan = draft.build(self.next_index, rows, self.running.take_opened())
         ends = plan.starts + plan.lengths
         slots, positions = (plan.slots, ends) if draft.all_sample else (plan.slots[plan.samples], ends[plan.samples])
-        rows.inflight[plan.slots] += 1
-        rows.computed[plan.slots] = ends
+        rows.inflight[plan.slots] += 1  # once, however often a slot occurs; and so below
+        rows.computed[plan.slots] = ends  # of the last chunk of a slot
         rows.tokens[slots, positions] = ON_DEVICE
         rows.length[slots] += 1
-        self.launched.append(Launched(plan, slots, positions))
+        count = len(slots) - sum(len(proposal.tokens) for _, proposal in draft.proposals)
+        self.launched.append(Launched(plan, slots[:count], positions[:count], draft.proposals))
         self.next_index += 1
         self._counts.steps += 1
         self._ratio.relax()

@@ -14,6 +14,7 @@ from radixlm.messages import Missed
 from radixlm.types import Finish, IntArray, Part, Request, SamplingParams, from_bytes
 
 EMPTY: IntArray = np.empty(0, dtype=np.int32)
+MOST_PROPOSED = 16  # tokens of a proposal
 
 
 class StopCheck(Protocol):
@@ -49,6 +50,9 @@ class OpenRequest:
         self.scored_to = 0  # prompt positions before it had their log probabilities sent
         self.num_output = 0  # of parts that ended
         self.num_forced = 0
+        self.num_proposed = 0
+        self.num_accepted = 0  # of those proposed
+        self.reach = MOST_PROPOSED // 2  # tokens to propose at most; adapts to how many are accepted
         self.num_preempted = 0
         self.passed_over = 0  # younger requests admitted before this one
         self.stop: StopCheck | None = None
@@ -106,6 +110,17 @@ class OpenRequest:
         return None if self.scored_from is None else self.scored_from - 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """Tokens that a row tries: `tokens[i]` at position `start + i`, computed as one more decode chunk of its slot.
+
+    Each yields the token after it, which counts if this and all proposed before it came indeed.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """All that a running request owns: a slot, the pin of `node`, and the pages of its row beyond the pinned path.
@@ -117,5 +132,6 @@ class Lease:
     slot: int
     node: Node
     shared: int = 0  # pages of the row that belong to the tree, all on the path to `node`
+    proposal: Proposal | None = None  # under way; none once the row took another course
     ending: bool = False
     tainted: bool = False  # its numbers went bad; nothing of it may stay in the cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 
@@ -52,9 +53,10 @@ class Scheduler:
         )
         self.outbox = Outbox()
         self.counts = Counts()
-        self._planner = Planner(limits, self.running, self.counts, clock, self._reap)
-        self.pins = Pins(self.running.tree, limits)
         self._constraining = Constraining(self.running, constraints)
+        propose = self._constraining.propose
+        self._planner = Planner(limits, self.running, self.counts, clock, self._reap, propose)
+        self.pins = Pins(self.running.tree, limits)
         self._open: dict[tuple[int, int], OpenRequest] = {}  # by (sink, key): accepted and not ended
         self._owned: Counter[str] = Counter()  # open requests by owner
         self._next_deadline = float("inf")
@@ -188,7 +190,7 @@ class Scheduler:
         launched, rows = self._planner.launched.popleft(), self.running.rows
         assert launched.plan is plan, "steps are committed in the order they were planned"
         rows.inflight[plan.slots] -= 1
-        slots, positions, tokens = launched.slots, launched.positions, sampled.tokens
+        slots, positions, tokens = launched.slots, launched.positions, sampled.tokens[: len(launched.slots)]
         live = rows.valid_from[slots] <= plan.index
         if not live.all():
             slots, positions, tokens = slots[live], positions[live], tokens[live]
@@ -198,10 +200,16 @@ class Scheduler:
         if sampled.logprobs or sampled.pooled:
             publish_details(plan, sampled, self.running, self.outbox)
         eos = self._is_eos[tokens] & ~rows.ignores_eos[slots]
+        for lease, proposal in launched.proposals:
+            if lease.proposal is proposal:
+                rows.computed[lease.slot] = proposal.start  # no cell after it counts before it is known to be right
         special = rows.watched[slots] | eos | (tokens < 0) | (positions + 1 >= rows.limit[slots])
         if special.any():
             for i in np.flatnonzero(special).tolist():
                 self._look(self.running.by_slot[int(slots[i])], int(positions[i]), int(tokens[i]), eos=bool(eos[i]))
+        tried = iter(sampled.tokens[len(launched.slots) :].tolist())
+        for lease, proposal in launched.proposals:
+            self._parts.follow(lease, proposal, list(islice(tried, len(proposal.tokens))))
         if len(launched.slots) < len(plan.slots):
             self._finish_unsampled(plan)
         self._reap()
@@ -263,6 +271,8 @@ class Scheduler:
             num_cached=entry.num_cached,
             num_output=entry.num_output + max(0, len(entry.tokens) - entry.part_start),
             num_forced=entry.num_forced,
+            num_proposed=entry.num_proposed,
+            num_accepted=entry.num_accepted,
             num_preempted=entry.num_preempted,
             queue_s=admitted - entry.arrived,
             prefill_s=(entry.first_token or now) - admitted,

@@ -5,6 +5,7 @@ What is kept is read and replaced whole, so it needs no lock: a walk that two th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from radixlm.grammar.api import TokenVocabulary
@@ -19,12 +20,14 @@ MAX_MASK_BYTES = 64 << 20  # of all masks of a grammar
 MAX_STEPS = 1 << 15  # of a walk by tokens that are remembered
 MAX_FORCED_BYTES = 4096
 MAX_HISTORY = 512  # tokens that can be taken back
+_numbers = itertools.count()
 
 
 class Walk:
     """One automaton with the masks of its states, shared by the matchers of a grammar until it is full."""
 
     def __init__(self, program: Program, vocabulary: TokenVocabulary) -> None:
+        self.number = next(_numbers)
         self.automaton: Automaton = new_automaton(program, MAX_STATES)
         self._vocabulary = vocabulary
         self._table = token_table(vocabulary)
@@ -170,6 +173,10 @@ class AutomatonMatcher:
             return self._walk.forced(self._states[-1])
         except OverLimit:
             return b""
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self._walk.number, self._states[-1]
 
     @property
     def is_complete(self) -> bool:
