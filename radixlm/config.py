@@ -88,7 +88,9 @@ class Config:
     )
     overlap: bool | None = option(None, "Plan the next step while the device computes this one.", group="schedule")
     jump_forward: bool = option(
-        True, "Append text that a grammar leaves no choice about as one chunk.", group="schedule"
+        True,
+        "Append text that a grammar leaves no choice about as one chunk, and try what is likely.",
+        group="schedule",
     )
     request_timeout: float = option(
         600.0, "Seconds a request may take in all unless it says less.", group="schedule", low=0.001

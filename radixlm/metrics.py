@@ -31,6 +31,8 @@ ENGINE_METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "cached_tokens": ("counter", "Prompt tokens that came from the prefix cache."),
     "output_tokens": ("counter", "Tokens sampled."),
     "forced_tokens": ("counter", "Tokens appended without sampling."),
+    "proposed_tokens": ("counter", "Tokens of constrained texts tried before they were sampled."),
+    "accepted_tokens": ("counter", "Proposed tokens that came indeed."),
     "steps": ("counter", "Steps computed."),
     "repaired": ("counter", "Broken invariants found and repaired while idle."),
     "running": ("gauge", "Requests being computed."),

@@ -21,7 +21,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What a choice cost; times in seconds.
 
     `cached_tokens` are prompt tokens whose KV came from the radix tree, `missed` says why not more. `forced_tokens` were
-    appended without being sampled: a script's literal runs, and text that a grammar left no choice about.
+    appended without being sampled: a script's literal runs, and text that a grammar left no choice about. Of
+    `proposed_tokens`, likely ones that were tried in a constrained text, `accepted_tokens` came indeed.
     `not_enforced`: JSON pointers of keywords of a lenient schema that were left to the model.
     """
 
@@ -30,6 +31,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     missed: Missed = ""
     forced_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     num_preempted: int = 0
     not_enforced: tuple[str, ...] = ()
     queue_s: float = 0.0
@@ -215,6 +218,8 @@ class Output:
             cached_tokens=ended.num_cached,
             missed=ended.missed,
             forced_tokens=ended.num_forced,
+            proposed_tokens=ended.num_proposed,
+            accepted_tokens=ended.num_accepted,
             num_preempted=ended.num_preempted,
             not_enforced=ended.not_enforced,
             queue_s=ended.queue_s,

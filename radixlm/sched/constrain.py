@@ -19,7 +19,7 @@ from radixlm.sched.leases import Leases
 from radixlm.sched.plan import Plan
 from radixlm.sched.planner import Launched
 from radixlm.sched.proposer import Proposer
-from radixlm.sched.request import EMPTY, Lease, OpenRequest, Proposal
+from radixlm.sched.request import EMPTY, Lease, OpenRequest
 from radixlm.sched.sampled import Masks
 from radixlm.types import Finish, IntArray, SamplingParams, to_bytes
 

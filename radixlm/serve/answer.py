@@ -197,6 +197,8 @@ def run_details(usages: Iterable[Usage]) -> Json:
     return {
         "missed": next((usage.missed for usage in found if usage.missed), ""),
         "forced_tokens": sum(usage.forced_tokens for usage in found),
+        "proposed_tokens": sum(usage.proposed_tokens for usage in found),
+        "accepted_tokens": sum(usage.accepted_tokens for usage in found),
         "queue_s": max(usage.queue_s for usage in found),
         "prefill_s": max(usage.prefill_s for usage in found),
         "decode_s": max(usage.decode_s for usage in found),

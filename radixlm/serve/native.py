@@ -173,6 +173,8 @@ class _Answer:
             meta["decode_time"] = usage.decode_s
             meta["cache_missed"] = usage.missed
             meta["forced_tokens"] = usage.forced_tokens
+            meta["proposed_tokens"] = usage.proposed_tokens
+            meta["accepted_tokens"] = usage.accepted_tokens
             if usage.not_enforced:
                 meta["not_enforced"] = usage.not_enforced
         return {**meta, **self._logprobs(item, completion)} if item.scored else meta

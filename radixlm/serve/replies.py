@@ -74,13 +74,15 @@ class OutputDetails(msgspec.Struct, kw_only=True):
 
 
 class RunDetails(msgspec.Struct, kw_only=True):
-    """Why no more of the prompt came from the cache ("" if nothing was missing), forced tokens, and seconds in each phase.
+    """Why no more of the prompt came from the cache ("" if nothing was missing), kinds of tokens, and seconds in each phase.
 
     `not_enforced`: JSON pointers of the keywords of a schema without `strict` that were left to the model, if there are any.
     """
 
     missed: Missed
     forced_tokens: int
+    proposed_tokens: int
+    accepted_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float
@@ -284,6 +286,8 @@ class MetaInfo(msgspec.Struct, kw_only=True):
     decode_time: float | None = None
     cache_missed: Missed | None = None
     forced_tokens: int | None = None
+    proposed_tokens: int | None = None
+    accepted_tokens: int | None = None
     not_enforced: list[str] | None = None
 
 

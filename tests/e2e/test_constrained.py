@@ -14,6 +14,7 @@ from radixlm import LLM, SamplingParams
 from radixlm.bench.grammar import PERSON, TEN_FIELDS
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.automaton.tokens import token_table
+from radixlm.sched.constrain import Constraining
 
 pytestmark = pytest.mark.weights
 PROMPT = "A record of a person in JSON, with the name Chen 陈 and the age:\n"
@@ -62,6 +63,22 @@ def test_jump_forward_takes_fewer_steps_and_its_tokens_spell_its_text(llms):
     assert steps[0] * 1.5 < steps[1]
     texts = [llm.generate(PROMPT, SamplingParams(max_tokens=60, temperature=0, regex=PERSON)).text for llm in llms]
     assert texts[0] == texts[1] and re.fullmatch(PERSON, texts[0])
+
+
+@pytest.mark.parametrize("constraint", [{"regex": PERSON}, {"json_schema": TEN_FIELDS}], ids=["regex", "schema"])
+def test_what_came_before_is_proposed_and_changes_no_token(llms, constraint, monkeypatch):
+    prompts = [PROMPT.replace("Chen 陈", name) for name in ("Ann", "Bob", "Dora", "Ann")]
+    asked = [SamplingParams(max_tokens=120, temperature=t, seed=5, **constraint) for t in (0.0, 1.0)]
+    answers, steps = [], []
+    for _ in range(2):
+        before = llms[0].stats()["steps"]
+        answers.append([llms[0].generate(prompt, sampling) for sampling in asked for prompt in prompts])
+        steps.append(llms[0].stats()["steps"] - before)
+        monkeypatch.setattr(Constraining, "propose", lambda *_: ())
+    assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
+    usages = [answer.usage for answer in answers[0]]
+    assert all(usage.accepted_tokens > 4 for usage in usages[1:4]) and not answers[1][3].usage.proposed_tokens
+    assert steps[0] * 1.2 < steps[1], steps
 
 
 def test_hostile_constraints_are_refused_while_others_go_on(llms):

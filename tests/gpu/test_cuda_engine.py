@@ -10,6 +10,7 @@ import torch
 
 from radixlm import LLM
 from radixlm.config import Config
+from radixlm.sched.constrain import Constraining
 from radixlm.types import SamplingParams
 from tests.engine.whole import Whole
 from tests.models.families import make_oracle
@@ -146,6 +147,21 @@ def test_constrained_rows_fit_beside_free_ones(overlap: bool, jump_forward: bool
     for constrained, unbound in zip(outputs[::2], outputs[1::2]):
         assert re.fullmatch(pattern, constrained.text)
         assert unbound.text[:1] == alone[:1], "a mask touched another row"
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_proposed_tokens_change_steps_and_no_token(overlap: bool, monkeypatch):
+    pattern = r"\{ ?\"name\" ?: ?\"[a-c]{2,9}\" ?, ?\"age\" ?: ?[1-9]{1,3} ?\}"
+    bound = [SamplingParams(regex=pattern, max_tokens=60, temperature=t, seed=3) for t in (0.0, 1.0)]
+    texts: list[list[str]] = []
+    for proposes in (True, False):
+        with LLM(**{**BASE, "model": "tiny", "load_format": "dummy", "device": "cuda", "overlap": overlap}) as llm:
+            texts.append([])
+            for _ in range(3):
+                texts[-1] += [answer.text for answer in llm.generate(["a", "a", "b", "b"], bound * 2)]
+            assert (llm.stats()["accepted_tokens"] > 10) == proposes
+        monkeypatch.setattr(Constraining, "propose", lambda *_: ())
+    assert texts[0] == texts[1] and all(re.fullmatch(pattern, text) for text in texts[0])
 
 
 @pytest.mark.parametrize("options", [{"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}], ids=str)

@@ -72,7 +72,9 @@ def test_every_answer_says_what_was_cached_why_not_more_and_how_long_each_phase_
         assert first["usage"]["radixlm"]["missed"] == "new"
         assert second["usage"]["radixlm"]["missed"] == ""
         assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == second["usage"]["prompt_tokens"] - 1
-        assert set(second["usage"]["radixlm"]) == {"missed", "forced_tokens", "queue_s", "prefill_s", "decode_s"}
+        assert set(second["usage"]["radixlm"]) == {
+            "missed", "forced_tokens", "proposed_tokens", "accepted_tokens", "queue_s", "prefill_s", "decode_s"
+        }  # fmt: skip
         await server.client.post("/flush_cache")
         meta = (await server.post("/generate", {"text": "abc" * 20})).json()["meta_info"]
         assert meta["cache_missed"] == "new"
