@@ -59,7 +59,8 @@ class Leases:
         rows.ignores_eos[slot] = entry.sampling is None or entry.sampling.ignore_eos
         rows.watched[slot] = True
         lease.proposal = None
-        self.prefilling.append(lease)
+        if lease not in self.prefilling:  # a part may be forced to its end before any of it is computed
+            self.prefilling.append(lease)
 
     def force(self, lease: Lease, kept: int, tokens: IntArray, valid_from: int) -> None:
         """The row keeps its first `kept` tokens, and these follow without being sampled: a chunk, as a prompt is.

@@ -135,8 +135,8 @@ class Planner:
     def _decoding(self) -> IntArray:
         rows, active = self.running.rows, self.running.active
         length, computed = rows.length[active], rows.computed[active]
-        known = computed < length  # not so while a proposal is under way
-        return active[known & (length < rows.limit[active]) & (computed >= rows.prompt_end[active])]
+        waits = rows.constrained[active] & (computed >= length)  # for a proposal under way
+        return active[~waits & (length < rows.limit[active]) & (computed >= rows.prompt_end[active])]
 
     def _plan_proposals(self, draft: Draft) -> None:  # hot
         """Decode rows of constrained parts try what is likely to follow, where neither a request nor a page must give way."""

@@ -201,6 +201,15 @@ def test_a_script_goes_on_after_a_part_that_was_forced_to_its_end():
         assert re.match("abc(true|name)", text_of(record.tokens))
 
 
+def test_two_parts_in_a_row_may_be_forced_to_their_end_and_all_pages_come_back():
+    parts = [(encode("n"), SamplingParams(max_tokens=1)), (encode("12"), SamplingParams(max_tokens=9, regex="aa"))]
+    parts += [(encode("x"), SamplingParams(max_tokens=9, choice=("abc",))), (encode("b"), SamplingParams(max_tokens=3))]
+    drive = run([parts, parts], depth=0, jump=True, own=True, pages=200, seed=0)
+    assert [len(record.parts) for record in drive.records.values()] == [3, 3]
+    drive.scheduler.running.tree.evict(200)
+    assert drive.scheduler.running.pool.num_free == 200
+
+
 def test_a_grammar_that_is_ready_in_the_middle_of_a_step_counts_from_the_next_one(monkeypatch):
     from radixlm.sched import admission
 
