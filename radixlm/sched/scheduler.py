@@ -263,24 +263,7 @@ class Scheduler:
         assert finish is not None, "a request ended without a reason"
         outcome = "rejected" if entry.error_code in admission.REFUSALS else OUTCOME[finish.type]
         setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
-        admitted = entry.admitted or now
-        event = Ended(
-            entry.request.key,
-            finish,
-            num_prompt=entry.num_prompt,
-            num_cached=entry.num_cached,
-            num_output=entry.num_output + max(0, len(entry.tokens) - entry.part_start),
-            num_forced=entry.num_forced,
-            num_proposed=entry.num_proposed,
-            num_accepted=entry.num_accepted,
-            num_preempted=entry.num_preempted,
-            queue_s=admitted - entry.arrived,
-            prefill_s=(entry.first_token or now) - admitted,
-            total_s=now - entry.arrived,
-            missed=entry.missed,
-            not_enforced=self._constraining.not_enforced(entry),
-            code=entry.error_code,
-        )
+        event = terminal_event(entry, finish, now, self._constraining.not_enforced(entry))
         self.outbox.ended(entry.sink, event)
 
     def expire(self) -> None:  # hot
@@ -293,3 +276,25 @@ class Scheduler:
                 message = f"took {took:.1f} s, the limit is {limit} s; ask for a longer timeout or fewer tokens"
                 self._end_early(name, Finish("timeout", message=message))
         self._next_deadline = min((e.deadline for e in self._open.values() if e.finish is None), default=float("inf"))
+
+
+def terminal_event(entry: OpenRequest, finish: Finish, now: float, not_enforced: tuple[str, ...]) -> Ended:
+    """What is told when a request ends."""
+    admitted = entry.admitted or now
+    return Ended(
+        entry.request.key,
+        finish,
+        num_prompt=entry.num_prompt,
+        num_cached=entry.num_cached,
+        num_output=entry.num_output + max(0, len(entry.tokens) - entry.part_start),
+        num_forced=entry.num_forced,
+        num_proposed=entry.num_proposed,
+        num_accepted=entry.num_accepted,
+        num_preempted=entry.num_preempted,
+        queue_s=admitted - entry.arrived,
+        prefill_s=(entry.first_token or now) - admitted,
+        total_s=now - entry.arrived,
+        missed=entry.missed,
+        not_enforced=not_enforced,
+        code=entry.error_code,
+    )

@@ -77,7 +77,7 @@ def test_what_came_before_is_proposed_and_changes_no_token(llms, constraint, mon
         monkeypatch.setattr(Proposer, "propose", lambda *_: [])
     assert [a.token_ids for a in answers[0]] == [a.token_ids for a in answers[1]]
     usages = [answer.usage for answer in answers[0]]
-    assert all(usage.accepted_tokens > 4 for usage in usages[1:4]) and not answers[1][3].usage.proposed_tokens
+    assert sum(usage.accepted_tokens for usage in usages) > 9 and not answers[1][3].usage.proposed_tokens
     assert steps[0] * 1.05 < steps[1], steps
 
 
