@@ -7,9 +7,11 @@ None is taken from the `run` call.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeAlias
 
 import msgspec
 
@@ -18,7 +20,8 @@ from radixlm.errors import InvalidRequest
 from radixlm.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
-from radixlm.lang.tracer import Placeholder
+from radixlm.lang.tracer import Placeholder, line_of_program
+from radixlm.options import nearest
 from radixlm.types import SamplingParams
 
 
@@ -89,6 +92,25 @@ def items_of(value: Any) -> tuple[Item, ...]:
     raise ProgramError(f"a {type(value).__name__} cannot be added to a program; make it a str")
 
 
+P = ParamSpec("P")
+
+
+def _known_names(function: Callable[P, Expression]) -> Callable[P, Expression]:
+    """The function; an argument that it does not have is a ProgramError with the nearest one that it has."""
+    known = list(signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **given: P.kwargs) -> Expression:
+        for name in given:
+            if name not in known:
+                text = f"{function.__name__}: there is no argument {name}{nearest(name, known)}"
+                raise ProgramError(text, line=line_of_program())
+        return function(*args, **given)
+
+    return checked
+
+
+@_known_names
 def gen(  # noqa: PLR0913 - SGLang's signature
     name: str | None = None,
     max_tokens: int | None = None,
@@ -190,6 +212,7 @@ def gen_string(name: str | None = None, max_tokens: int | None = None, **how: An
     return gen(name, max_tokens, dtype=str, **how)
 
 
+@_known_names
 def select(
     name: str | None = None,
     choices: Sequence[str] | None = None,

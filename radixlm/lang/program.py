@@ -150,7 +150,7 @@ class SglFunction:
         state = self._state(call, backend, live=False)
         run = state._run
         try:
-            state._returned = self.func(state, **call.arguments)
+            self._call(state, call.arguments)
         except ProgramError as error:
             if not run.refusals and not isinstance(error, TraceError):
                 raise
@@ -173,13 +173,21 @@ class SglFunction:
         first = run.refusals[0] if run.refusals else None
         return first and TraceError(first.reason, program=self.name, line=first.line)
 
+    def _call(self, state: ProgramState, arguments: dict[str, Any]) -> None:
+        """Runs the function. An error that knows no place gets the program's name and line."""
+        try:
+            state._returned = self.func(state, **arguments)
+        except ProgramError as error:
+            placed = state._run.error(error, _line_in(error, self.func))
+            raise placed.with_traceback(error.__traceback__) from error.__cause__
+
     def _state(self, call: Call, backend: Backend | None, *, live: bool) -> ProgramState:
         run = Run(self.name, backend, call.settings, live=live)
         return ProgramState(run, run.tracks[0])
 
     def _interpret(self, state: ProgramState, call: Call) -> None:
         try:
-            state._returned = self.func(state, **call.arguments)
+            self._call(state, call.arguments)
         except BaseException:
             state._run.cancel("ended by an exception in the program")
             raise
@@ -193,7 +201,7 @@ class SglFunction:
         """In a thread of its own: what the function raises reaches whoever waits for the state."""
         state._run.writer = threading.get_ident()
         try:
-            state._returned = self.func(state, **call.arguments)
+            self._call(state, call.arguments)
             state._run.finish()
         except Exception as error:  # noqa: BLE001 - border: a thread main
             cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
@@ -212,7 +220,7 @@ class SglFunction:
         holes = {n: Placeholder(Argument(name=n, line=line_of_program()), run.refusals) for n in call.missing}
         state = ProgramState(run, run.tracks[0])
         try:
-            self.func(state, **call.arguments, **holes)
+            self._call(state, {**call.arguments, **holes})
         except ProgramError:
             if not run.refusals:
                 raise
