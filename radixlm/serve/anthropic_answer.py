@@ -125,6 +125,7 @@ class Answer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
             "output_tokens": usage.completion_tokens,
+            **({"not_enforced": usage.not_enforced} if usage.not_enforced else {}),
         }
 
 

@@ -50,12 +50,16 @@ class Messages(CountTokens, kw_only=True):
 
 
 class AnthropicUsage(msgspec.Struct, kw_only=True):
-    """`usage` of the Anthropic surface: prompt tokens from the cache count apart from the others."""
+    """`usage` of the Anthropic surface: prompt tokens from the cache count apart from the others.
+
+    `not_enforced`: JSON pointers of the keywords of a lenient schema that were left to the model, if there are any.
+    """
 
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    not_enforced: list[str] | None = None
 
 
 class MessageAnswer(msgspec.Struct, kw_only=True):

@@ -129,4 +129,5 @@ class Answer:
             "prompt_eval_duration": int(usage.prefill_s * _NS),
             "eval_count": usage.completion_tokens,
             "eval_duration": int(max(0.0, usage.total_s - usage.queue_s - usage.prefill_s) * _NS),
+            **({"not_enforced": usage.not_enforced} if usage.not_enforced else {}),
         }

@@ -98,7 +98,10 @@ class OllamaMessage(msgspec.Struct, kw_only=True):
 
 
 class OllamaAnswer(msgspec.Struct, kw_only=True):
-    """Answer of POST /api/chat (`message`) and POST /api/generate (`response`), and each line of their streams."""
+    """Answer of POST /api/chat (`message`) and POST /api/generate (`response`), and each line of their streams.
+
+    `not_enforced`: JSON pointers of the keywords of a lenient schema that were left to the model, if there are any.
+    """
 
     model: str
     created_at: str
@@ -114,6 +117,7 @@ class OllamaAnswer(msgspec.Struct, kw_only=True):
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
     eval_duration: int | None = None
+    not_enforced: list[str] | None = None
 
 
 class OllamaVectors(msgspec.Struct, kw_only=True):

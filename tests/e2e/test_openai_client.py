@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
@@ -103,6 +104,28 @@ def test_what_a_schema_without_strict_leaves_to_the_model_is_told_with_the_usage
     native = {"text": "Tags:", "sampling_params": {"json_schema": {**schema, "x-guidance": {"lenient": True}}}}
     meta = client.post("../generate", body=native, cast_to=dict)["meta_info"]
     assert meta["not_enforced"] == ["/properties/tags/uniqueItems"]
+
+
+def test_what_a_lenient_schema_leaves_to_the_model_is_told_in_the_other_dialects_too(client, model):
+    schema = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}, "required": ["tags"]}
+    lenient, told = {**schema, "x-guidance": {"lenient": True}}, ["/properties/tags/uniqueItems"]
+
+    def lines(path: str, body: dict) -> list[dict]:
+        text = client.post(path, body={**body, "model": model, "messages": CAPITAL}, cast_to=httpx.Response).text
+        found = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith(("data: ", "{"))]
+        return [json.loads(line) for line in found]
+
+    for wanted, expected in ((lenient, told), ({**lenient, "properties": {"tags": {}}}, None)):
+        asked = {"max_tokens": 8, "output_config": {"format": {"type": "json_schema", "schema": wanted}}}
+        (whole,) = lines("messages", asked)
+        *_, ending, _ = lines("messages", {**asked, "stream": True})
+        assert ending["type"] == "message_delta"
+        assert [part["usage"].get("not_enforced") for part in (whole, ending)] == [expected] * 2
+        asked = {"format": wanted, "options": {"num_predict": 8}}
+        (whole,), (first, *_, last) = lines("../api/chat", {**asked, "stream": False}), lines("../api/chat", asked)
+        assert [part.get("not_enforced") for part in (whole, last, first)] == [expected, expected, None]
+    with pytest.raises(openai.BadRequestError):
+        lines("../api/chat", {"format": schema})
 
 
 def test_a_response_streams_is_kept_and_gone_on_from(client, model):
