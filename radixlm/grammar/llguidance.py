@@ -81,7 +81,7 @@ class LLMatching:
 
     def forced(self) -> bytes:
         """As `Matcher.forced`."""
-        return self._matcher.compute_ff_bytes()
+        return self._matcher.compute_ff_bytes().partition(b"\xff")[0]  # which stands before a control token
 
     @property
     def state(self) -> None:
@@ -129,7 +129,8 @@ def _source(constraint: Constraint, vocabulary: TokenVocabulary) -> str:
             choices = cast("list[str]", json.loads(constraint.text))
             return ll.LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, dict.fromkeys(choices))))
         case "structural_tag":
-            special = {vocabulary.tokens[index].decode(errors="replace") for index in vocabulary.special}
+            special = {vocabulary.tokens[index].decode(errors="replace"): index for index in vocabulary.special}
+            special.pop("", None)
             return ll.LLMatcher.grammar_from_lark(structural_lark(json.loads(constraint.text), special))
 
 

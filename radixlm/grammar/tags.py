@@ -1,13 +1,14 @@
 """Structural tags: text is free until a trigger, then a tag's beginning, content and end must follow.
 
-Both forms in use are read: `structures` with `triggers` (SGLang), and `format` of type `triggered_tags` (xgrammar).
+Both forms in use are read: `structures` with `triggers` (SGLang), and `format` of type `triggered_tags` (xgrammar). With `opens`,
+of our own, a text that begins with this character must be tags without their triggers, with `;` or a line break between two.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from radixlm.errors import InvalidRequest
@@ -17,25 +18,47 @@ _FREE = r"TEXT: /(.|\n)*/"
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 
-def structural_lark(tag: Json, special: Collection[str]) -> str:
-    """The Lark grammar of a structural tag. `special` are texts of control tokens: a trigger that is one means the token."""
-    lines: list[str] = []
-    for index, (trigger, begin, content, end) in enumerate(_tags(tag)):
-        rest = f"{_quoted(begin[len(trigger) :])} {content} {_quoted(end)}"
-        if trigger in special:
-            lines.append(f"tag_{index}: TEXT {trigger} {rest}")
-        else:
-            lines.append(f"trigger_{index}[lazy]: TEXT {_quoted(trigger)}\ntag_{index}: trigger_{index} {rest}")
-    choice = " | ".join(f"tag_{index}" for index in range(len(lines)))
-    return "\n".join(["%llguidance {}", f"start: ({choice})* rest", "rest: TEXT", _FREE, *lines])
+def structural_lark(tag: Json, special: Mapping[str, int]) -> str:
+    """The Lark grammar of a structural tag. `special` are control tokens by text: where a tag has this text it means the token."""
+    form = _form(tag)
+    tags, opens, lines = list(_tags(form)), form.get("opens"), [_FREE]
+    for index, (trigger, begin, content, end) in enumerate(tags):
+        lines.append(f"call_{index}: {_spelled(begin[len(trigger) :], special)} {content} {_spelled(end, special)}")
+        lines.append(_triggered("tag", "TEXT", index, trigger, special))
+        lines += [_triggered("head", "HEAD", index, trigger, special)] if opens else []
+    call, again, head = (" | ".join(f"{name}_{i}" for i in range(len(tags))) for name in ("call", "tag", "head"))
+    start = f"({again})* rest"
+    if opens is not None:
+        if opens not in ("{", "["):
+            raise _wrong("opens must be { or [")
+        lines.append(f"HEAD: /(\\s*[^\\{opens}\\s](.|\\n)*)?/\nBETWEEN: /; ?|\\n/")
+        start = f"({call}) (BETWEEN ({call}))* | ({head}) {start} | HEAD"
+    return "\n".join(["%llguidance {}", f"start: {start}", "rest: TEXT", *lines])
 
 
-def _tags(tag: Json) -> Iterator[tuple[str, str, str, str]]:
-    """(trigger, begin, content in Lark, end) of every tag."""
+def _triggered(name: str, free: str, index: int, trigger: str, special: Mapping[str, int]) -> str:
+    """The rule of one tag with its trigger after free text."""
+    if trigger in special:
+        return f"{name}_{index}: {free} <[{special[trigger]}]> call_{index}"
+    lazy = f"{name}_trigger_{index}"
+    return f"{lazy}[lazy]: {free} {_quoted(trigger)}\n{name}_{index}: {lazy} call_{index}"
+
+
+def _spelled(text: str, special: Mapping[str, int]) -> str:
+    """The text in Lark, with the control tokens that it names."""
+    parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
+    return " ".join(f"<[{special[part]}]>" if part in special else _quoted(part) for part in parts if part)
+
+
+def _form(tag: Json) -> Json:
     form = tag.get("format", tag)
     if not isinstance(form, dict) or (form is not tag and cast(Json, form).get("type") != "triggered_tags"):
         raise _wrong("format must be an object of type triggered_tags")
-    form = cast(Json, form)
+    return cast(Json, form)
+
+
+def _tags(form: Json) -> Iterator[tuple[str, str, str, str]]:
+    """(trigger, begin, content in Lark, end) of every tag."""
     triggers, tags = form.get("triggers"), form.get("tags", form.get("structures"))
     if not isinstance(triggers, list) or not isinstance(tags, list) or not triggers or not tags:
         raise _wrong("it needs triggers and tags (or structures), both lists that are not empty")

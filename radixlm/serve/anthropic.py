@@ -59,7 +59,8 @@ class Anthropic(Surface):
         self._check(body)
         tools = _tools_of(body)
         reader = ReplyReader(self.frontend, self._format, tools)
-        asked = _request(body, tools, reader)
+        headers = reader.headers(headers, self.config)
+        asked = reader.reconciled(_request(body, tools, reader))
         (prepared,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
         answer = Answer(self.frontend, prepared, reader, body.model)
         if body.stream:

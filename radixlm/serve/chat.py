@@ -48,6 +48,7 @@ class ChatCompletions(Surface):
             tools.check_beside(body.response_format, "response_format")
         separates = body.separate_reasoning is not False
         reader = ReplyReader(self.frontend, self._format, tools, separates=separates)
+        headers = reader.headers(headers, self.config)
         asked = reader.reconciled(_request(body, tools, reader))
         prepared = await until_disconnect(self.frontend.prepare([asked]), request.receive)
         shape = ChatShape(self.frontend.tokenizer, prepared[0], reader, body.include_reasoning)

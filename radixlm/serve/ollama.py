@@ -63,7 +63,8 @@ class Ollama(OllamaSurface):
         reader = ReplyReader(self.frontend, self._format, tools)
         if not body.messages:
             return JSONResponse(_loaded(body.model, "message"), headers=headers)
-        asked = _request(body, reader, _chat_of(body, tools), "messages")
+        headers = reader.headers(headers, self.config)
+        asked = reader.reconciled(_request(body, reader, _chat_of(body, tools), "messages"))
         return await self._respond(request, body, asked, reader, headers)
 
     async def generate(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ from radixlm.config import Config
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion
 from radixlm.engine.validate import GenerateRequest
+from radixlm.errors import InvalidRequest
 from radixlm.serve.tools import Tools
 from radixlm.text.calls import SYNTAXES, CallSyntax
 from radixlm.text.reply import Reply, ReplyFormat, ReplyParser
@@ -51,11 +52,23 @@ class ReplyReader:
     def reconciled(self, asked: GenerateRequest) -> GenerateRequest:
         """The request, so that its reply may be calls as well as the JSON that a schema asks for."""
         sampling, tools = asked.sampling, self._tools
-        if tools is None or tools.is_forced or sampling.json_schema is None or self.own is not SYNTAXES["hermes"]:
+        if tools is None or tools.is_forced or sampling.json_schema is None:
             return asked
+        if self.own is not SYNTAXES["hermes"]:
+            return replace(asked, sampling=replace(sampling, structural_tag=None))
         either = {"json_schema": None, "structural_tag": None, "ebnf": tools.or_json(sampling.json_schema)}
         names = {**asked.names, "ebnf": asked.name("json_schema")}
         return replace(asked, sampling=replace(sampling, **either), names=names)
+
+    def headers(self, headers: dict[str, str], config: Config) -> dict[str, str]:
+        """Those that say what was ignored, with `tools.strict` where calls cannot be held to a schema."""
+        if self._tools is None or not self._tools.leaves_open(self.own):
+            return headers
+        if config.strict_params:
+            text = "the calls of this model are not JSON, so that strict tools hold under tool_choice required or a name only"
+            raise InvalidRequest(text, param="tools")
+        name, given = "x-ignored-params", "tools.strict"
+        return {name: f"{headers[name]}, {given}" if name in headers else given}
 
     def parser(self, item: Prepared) -> ReplyParser | None:
         """For one choice of `item`; None if its text is all content."""

@@ -75,6 +75,7 @@ class Responses(Surface):
         if tools:
             tools.check_beside((body.text or {}).get("format"), "text.format")
         reader = ReplyReader(self.frontend, self._format, tools)
+        headers = reader.headers(headers, self.config)
         turn = Turn(self._head(body), lambda: call_id(reader.own.call_id_chars))
         asked = reader.reconciled(_request(body, [*before, *own], tools, reader, turn.id))
         (item,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)

@@ -1,7 +1,8 @@
 """The tools of a request: checked, and turned into what the prompt, the sampling and the reader of the reply need.
 
 Where a call must come (tool_choice `required` or a named tool) the output is constrained to JSON whatever format the model
-was taught: a named tool's arguments, or an array of calls. Under `auto` only strict tools constrain, and only their calls.
+was taught: a named tool's arguments, or an array of calls. Under `auto` only strict tools constrain, and only their calls, in
+every format that writes arguments as JSON.
 """
 
 from __future__ import annotations
@@ -64,13 +65,32 @@ class Tools(msgspec.Struct, frozen=True):
             return {"json_schema": _json(schemas[self.named])}
         if self.choice == "required":
             return {"json_schema": _json(_array_schema(schemas, parallel=self.parallel))}
-        if own is SYNTAXES["hermes"] and any(tool["function"].get("strict") for tool in self.offered):
-            return {"structural_tag": _json(_hermes_tags(self.offered, schemas))}
-        return {}
+        return {"structural_tag": _json(self._tags(own))} if self._is_strict and own.frame[0] else {}
+
+    def leaves_open(self, own: CallSyntax) -> bool:
+        """Whether there are strict tools whose calls nothing holds to their schema."""
+        return self._is_strict and not self.is_forced and not own.frame[0]
+
+    @property
+    def _is_strict(self) -> bool:
+        return any(tool["function"].get("strict") for tool in self.offered)
+
+    def _tags(self, own: CallSyntax) -> Json:
+        """A structural tag for calls as this syntax writes them."""
+        schemas = {
+            tool["function"]["name"]: schema if tool["function"].get("strict") else _ANY_OBJECT
+            for tool, schema in zip(self.offered, self._schemas.values(), strict=True)
+        }
+        begin, end = own.frame
+        tags = [{"begin": begin.replace("NAME", n), "schema": schema, "end": end} for n, schema in schemas.items()]
+        if own is SYNTAXES["mistral"]:  # as its models wrote calls until 2025
+            tags.append({"begin": own.trigger, "schema": _array_schema(schemas, parallel=self.parallel)})
+        opens = {"opens": own.opens} if own.opens else {}
+        return {"type": "structural_tag", "structures": tags, "triggers": [own.trigger], **opens}
 
     def or_json(self, schema: str) -> str:
         """The Lark grammar of a reply that is calls in Hermes' syntax, or JSON of this schema."""
-        tags = _hermes_tags(self.offered, self._schemas)["structures"]
+        tags = self._tags(SYNTAXES["hermes"])["structures"]
         calls = [f"{_json(tag['begin'])} {_lark(tag['schema'])} {_json(tag['end'])}" for tag in tags]
         more = '("\\n" call)*' if self.parallel else ""
         rules = ["start: answer | calls", f"answer: {_lark(json.loads(schema))}", f"calls: call {more}"]
@@ -162,18 +182,6 @@ def _rooted(schema: Any, root: str) -> Any:
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = root + reference[1:]
     return moved
-
-
-def _hermes_tags(offered: tuple[Json, ...], schemas: dict[str, Json]) -> Json:
-    structures = [
-        {
-            "begin": f'<tool_call>\n{{"name": "{name}", "arguments": ',
-            "schema": schema if tool["function"].get("strict") else _ANY_OBJECT,
-            "end": "}\n</tool_call>",
-        }
-        for tool, (name, schema) in zip(offered, schemas.items(), strict=True)
-    ]
-    return {"type": "structural_tag", "structures": structures, "triggers": ["<tool_call>"]}
 
 
 def _lark(schema: Json) -> str:

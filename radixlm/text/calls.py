@@ -49,6 +49,8 @@ class CallSyntax:
     """The character with which a message begins that is calls and nothing else; empty if there is no such thing."""
     read: Callable[[Source, Calls], Reading[None]]
     """Reads what follows the trigger, or the whole message."""
+    frame: tuple[str, str] = ("", "")
+    """What stands before a call's arguments, with NAME for its tool, and after them; empty where they are not JSON."""
     call_id_chars: int = 24
     """Length of the ids that the family's templates take."""
 
@@ -238,8 +240,10 @@ FORCED_ARRAY = CallSyntax("", "[", read_array)
 """The whole message is an array of calls."""
 
 SYNTAXES: dict[str, CallSyntax] = {
-    "hermes": CallSyntax("<tool_call>", "", _hermes),
-    "llama": CallSyntax("<|python_tag|>", "{", _llama),
-    "mistral": CallSyntax("[TOOL_CALLS]", "", _mistral, call_id_chars=9),
+    "hermes": CallSyntax(
+        "<tool_call>", "", _hermes, ('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>")
+    ),
+    "llama": CallSyntax("<|python_tag|>", "{", _llama, ('<|python_tag|>{"name": "NAME", "parameters": ', "}")),
+    "mistral": CallSyntax("[TOOL_CALLS]", "", _mistral, ("[TOOL_CALLS]NAME[ARGS]", ""), call_id_chars=9),
     "pythonic": CallSyntax("<|python_start|>", "[", _pythonic),
 }

@@ -180,6 +180,58 @@ def test_strict_tools_constrain_calls_and_nothing_else():
     assert one["begin"] + '{"city": "Paris"}' + one["end"] == CALL
 
 
+def test_strict_tools_that_nothing_holds_are_named_on_every_surface():
+    strict, name = [tool("get_weather", strict=True)], "x-ignored-params"
+    function = strict[0]["function"]
+    asks = {
+        CHAT: {**ASK, "tools": strict},
+        "/v1/responses": {"input": "hi", "tools": [{"type": "function", **function}]},
+        "/v1/messages": {
+            **{"model": "fake", "max_tokens": 3, "messages": ASK["messages"]},
+            "tools": [{"name": "f", "input_schema": CITY, "strict": True}],
+        },
+        "/api/chat": {"model": "fake", "messages": ASK["messages"], "tools": strict},
+    }
+
+    async def test(server: Server):
+        for path, body in asks.items():
+            for stream in (False, True):
+                answer = await server.post(path, {**body, "stream": stream, "foo": 1})
+                expected = "foo, tools.strict" if server.config.tool_parser == "pythonic" else "foo"
+                assert (answer.status_code, answer.headers[name]) == (200, expected), (path, answer.text)
+        loose = await server.post(CHAT, {**ASK, "tools": TOOLS})
+        forced = await server.post(CHAT, {**ASK, "tools": strict, "tool_choice": "required"})
+        assert name not in loose.headers and name not in forced.headers
+
+    for parser in ("pythonic", "llama", "mistral", "hermes"):
+        with_server(test, continuation=says("x"), tool_parser=parser)
+    error = post({"tools": strict}, "", 400, tool_parser="pythonic", strict_params=True)["error"]
+    assert error["param"] == "tools" and "strict" in error["message"]
+
+
+@pytest.mark.parametrize("parser", ["hermes", "llama", "mistral"])
+def test_strict_tools_beside_a_schema_for_the_answer_are_no_two_constraints(parser):
+    strict, form = [tool("get_weather", strict=True)], {"type": "json_schema", "schema": CITY}
+    asks = {
+        CHAT: {**ASK, "tools": strict, "response_format": {"type": "json_schema", "json_schema": {"schema": CITY}}},
+        "/v1/messages": {
+            **{"model": "fake", "max_tokens": 3, "messages": ASK["messages"], "output_config": {"format": form}},
+            "tools": [{"name": "f", "input_schema": CITY, "strict": True}],
+        },
+        "/api/chat": {"model": "fake", "messages": ASK["messages"], "tools": strict, "format": CITY},
+    }
+
+    async def test(server: Server):
+        for path, body in asks.items():
+            answer = await server.post(path, body)
+            assert answer.status_code == 200, (path, answer.text)
+            sampling = server.engine.requests[-1].script[0].sampling
+            assert sampling.structural_tag is None
+            assert (sampling.ebnf is None, sampling.json_schema is None) == (parser != "hermes", parser == "hermes")
+
+    with_server(test, continuation=says("x"), tool_parser=parser)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

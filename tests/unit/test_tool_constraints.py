@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +14,7 @@ from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.calls import SYNTAXES
 from radixlm.text.reply import Call, Reply, ReplyParser
 from radixlm.types import SamplingParams
-from tests.unit.grammar_vocabulary import EOS, VOCABULARY, ids
+from tests.unit.grammar_vocabulary import EOS, TOKENS, VOCABULARY, ids
 
 HERMES = SYNTAXES["hermes"]
 CITY = {
@@ -37,16 +39,33 @@ def tools(choice, *, strict: bool = False, parallel: bool | None = None) -> Tool
     return found
 
 
-def can_write(asked: Tools, text: str) -> bool:
+CONTROL = ("<|python_tag|>", "[TOOL_CALLS]", "[ARGS]")
+WITH_CONTROL = replace(
+    VOCABULARY,
+    size=len(TOKENS) + len(CONTROL),
+    tokens=(*TOKENS, *(text.encode() for text in CONTROL)),
+    special=VOCABULARY.special | {len(TOKENS) + i for i in range(len(CONTROL))},
+)
+
+
+def spelled(text: str, vocabulary=VOCABULARY) -> list[int]:
+    """A text token by token, one byte each, or one control token where the vocabulary has it."""
+    if vocabulary is VOCABULARY:
+        return ids(text)
+    parts = re.split(f"({'|'.join(map(re.escape, CONTROL))})", text)
+    return [i for part in parts for i in ([len(TOKENS) + CONTROL.index(part)] if part in CONTROL else ids(part))]
+
+
+def can_write(asked: Tools, text: str, syntax=HERMES, vocabulary=VOCABULARY) -> bool:
     """Whether the model can write all of this text and end there."""
-    constraint = Constraint.of(SamplingParams(**asked.constraint(HERMES)))
+    constraint = Constraint.of(SamplingParams(**asked.constraint(syntax)))
     assert constraint is not None
-    matcher = compile_constraint(constraint, VOCABULARY).matcher()
-    return matcher.accept(ids(text)) and matcher.accept([EOS])
+    matcher = compile_constraint(constraint, vocabulary).matcher()
+    return matcher.accept(spelled(text, vocabulary)) and matcher.accept([EOS])
 
 
-def read(asked: Tools, text: str) -> Reply:
-    parser = ReplyParser(asked.syntax(HERMES), asked.names, parallel=asked.parallel)
+def read(asked: Tools, text: str, syntax=HERMES) -> Reply:
+    parser = ReplyParser(asked.syntax(syntax), asked.names, parallel=asked.parallel)
     return Reply.of(parser.push(text) + parser.finish())
 
 
@@ -88,6 +107,62 @@ def test_strict_tools_leave_text_free_and_hold_calls_to_their_schema(before):
     assert read(asked, before + call) == Reply(before.strip(), "", (Call("weather", WEATHER),))
     assert not can_write(asked, before + call.replace("city", "town"))
     assert not can_write(asked, before + call.replace("weather", "whether"))
+
+
+OWN = [
+    ("llama", f'<|python_tag|>{{"name": "weather", "parameters": {WEATHER}}}', '; {"name": "tree", "parameters": {}}'),
+    ("mistral", f"[TOOL_CALLS]weather[ARGS]{WEATHER}", '[TOOL_CALLS]tree[ARGS]{"any":1}'),
+    ("mistral", f'[TOOL_CALLS][{{"name":"weather","arguments":{WEATHER}}}]', ""),
+]
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, WITH_CONTROL], ids=["text", "tokens"])
+@pytest.mark.parametrize(("name", "call", "more"), OWN)
+def test_strict_tools_hold_calls_in_the_models_own_format(name, call, more, vocabulary):
+    asked, syntax = tools("auto", strict=True), SYNTAXES[name]
+    more = more if name != "llama" else more.replace("; ", "<|python_tag|>")
+
+    def fits(text: str) -> bool:
+        return can_write(asked, text, syntax, vocabulary)
+
+    for before in ("", "Let me look.\n"):
+        assert fits(before + "no call, {yet}")
+        assert fits(before + call + more)
+        found = read(asked, before + call, syntax)
+        assert [(found.content.strip(), found.calls)] == [(before.strip(), (Call("weather", WEATHER),))]
+        assert not fits(before + call.replace("city", "town"))
+        assert not fits(before + call.replace("weather", "whether"))
+
+
+def test_a_bare_object_of_llama_is_a_call_that_strict_tools_hold():
+    asked, syntax = tools("auto", strict=True), SYNTAXES["llama"]
+    call, other = f'{{"name": "weather", "parameters": {WEATHER}}}', '{"name": "tree", "parameters": {"any":1}}'
+    for text in (call, f"{call}; {other}", f"{call}\n{other}"):
+        assert can_write(asked, text, syntax) and can_write(asked, text, syntax, WITH_CONTROL)
+        assert read(asked, text, syntax).calls[0] == Call("weather", WEATHER)
+    for wrong in (
+        call.replace("city", "town"),
+        call.replace("weather", "whether"),
+        '{"answer": 1}',
+        f"\n{call.replace('city', 'town')}",
+    ):
+        assert not can_write(asked, wrong, syntax) and not can_write(asked, wrong, syntax, WITH_CONTROL)
+
+
+def test_text_that_must_come_ends_before_a_control_token():
+    constraint = Constraint.of(SamplingParams(**tools("auto", strict=True).constraint(SYNTAXES["mistral"])))
+    assert constraint is not None
+    matcher = compile_constraint(constraint, WITH_CONTROL).matcher()
+    assert matcher.accept(spelled("[TOOL_CALLS]we", WITH_CONTROL)) and matcher.forced() == b"ather"
+    assert matcher.accept(ids("ather")) and matcher.forced() == b""
+
+
+def test_calls_that_are_not_json_are_left_open_and_that_is_known():
+    asked = tools("auto", strict=True)
+    assert asked.leaves_open(SYNTAXES["pythonic"]) and asked.constraint(SYNTAXES["pythonic"]) == {}
+    assert not any(asked.leaves_open(SYNTAXES[name]) for name in ("hermes", "llama", "mistral"))
+    assert not tools("auto").leaves_open(SYNTAXES["pythonic"])
+    assert not tools("required", strict=True).leaves_open(SYNTAXES["pythonic"])
 
 
 @pytest.mark.parametrize("parallel", [True, False])
