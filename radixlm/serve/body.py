@@ -62,6 +62,15 @@ def decode(raw: bytes | msgspec.Raw, kind: type[T], prefix: str = "") -> T:
         raise InvalidRequest("the body is nested too deeply; flatten it") from None
 
 
+def decode_query(request: Request, kind: type[T]) -> T:
+    """The query as a struct. Raises InvalidRequest naming what is wrong."""
+    try:
+        return msgspec.convert(dict(request.query_params), kind, strict=False)
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{name}: {error}", param=name) from None
+
+
 def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
     """Names of fields that carry a value and that the struct does not have, in order. Raises InvalidRequest for no object."""
     known = frozenset(kind.__struct_fields__)

@@ -14,6 +14,7 @@ from radixlm.engine.prefixes import Report, Views, match, report
 from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.messages import Missed, Pin, Unpinned
+from radixlm.serve.body import decode_query
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import Message
 from radixlm.serve.surface import Surface, as_json
@@ -86,11 +87,7 @@ class Cache(Surface):
 
     async def report(self, request: Request) -> Response:
         """GET /v1/cache: totals, hit rates, the prefixes that saved most tokens, and pins."""
-        try:
-            query = msgspec.convert(dict(request.query_params), CacheQuery, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"top: {error}", param="top") from None
-        return as_json(await report(self.frontend, self._views, query.top))
+        return as_json(await report(self.frontend, self._views, decode_query(request, CacheQuery).top))
 
     async def match(self, body: CachePrompt) -> MatchAnswer:
         """POST /v1/cache/match: how much of a prompt is cached, without running it."""

@@ -5,7 +5,9 @@ A response belongs to whom it was made for; nobody else can find it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
 import msgspec
 
@@ -17,10 +19,47 @@ MAX_ENTRIES = 1_000
 MAX_BYTES = 64 << 20
 
 
-class Stored:
-    """A response with the items of the conversation before it, and of those how many came with its own request."""
+class EventLog:
+    """The events of a response, kept for readers who come and go; an event's number is its place."""
 
-    def __init__(self, owner: str, turn: Turn, items: list[Json], num_own: int) -> None:
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self._has_ended = False
+        self._more = asyncio.Event()
+
+    async def fill(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Takes all events as they come, whoever reads them."""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    self.events.append(event)
+                    self._wake()
+        finally:
+            self._has_ended = True
+            self._wake()
+
+    async def after(self, number: int) -> AsyncGenerator[bytes, None]:
+        """The events behind the one of this number, those to come as soon as they are there."""
+        while number + 1 < len(self.events) or not self._has_ended:
+            if number + 1 < len(self.events):
+                number += 1
+                yield self.events[number]
+            else:
+                await self._more.wait()
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
+
+class Stored:
+    """A response with the items of the conversation before it, and of those how many came with its own request.
+
+    `log`: its events, where they outlive the stream that asked for them.
+    """
+
+    def __init__(self, owner: str, turn: Turn, items: list[Json], num_own: int, log: EventLog | None = None) -> None:
+        self.log = log
         self.owner = owner
         self.turn = turn
         self.items = items
@@ -58,6 +97,7 @@ class ResponseStore:
         if (stored.owner, stored.turn.id) in self._stored:
             self._size_bytes -= stored.size_bytes
             stored.size_bytes = len(msgspec.json.encode((stored.items, stored.turn.response)))
+            stored.size_bytes += sum(map(len, stored.log.events if stored.log else ()))
             self._size_bytes += stored.size_bytes
             self._shrink()
 

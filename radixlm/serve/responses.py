@@ -1,16 +1,17 @@
 """/v1/responses: answers as items, whole, as a stream of events or in the background; kept for a while and gone on from.
 
-What a client has stored it can ask for again, cancel, delete, and name as `previous_response_id`.
+What a client has stored it can ask for again, cancel, delete, and name as `previous_response_id`. A stream in the background
+goes on without its reader, who can take it up again after any event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -24,15 +25,16 @@ from radixlm.engine.validate import Chat, GenerateRequest
 from radixlm.errors import Error, InvalidRequest
 from radixlm.serve import logprobs, schema
 from radixlm.serve.answer import run_details
+from radixlm.serve.body import decode_query
 from radixlm.serve.chat_shape import call_id
 from radixlm.serve.constraints import format_fields
 from radixlm.serve.convert import present, refuse_unsupported
 from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.replies import Deleted, InputItems, ResponseAnswer
 from radixlm.serve.response_items import items_of, messages_of, nested_tools
-from radixlm.serve.response_store import ResponseStore, Stored
+from radixlm.serve.response_store import EventLog, ResponseStore, Stored
 from radixlm.serve.response_turn import Turn, new_id
-from radixlm.serve.routes import Row
+from radixlm.serve.routes import EVENTS, Row
 from radixlm.serve.sse import EventStream, named_event, until_disconnect
 from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, as_json, generating, make_request
 from radixlm.serve.tools import Tools, tools_of
@@ -42,6 +44,13 @@ from radixlm.types import Json
 
 _NAMES = {**NAMES, "prompt": "input", "max_tokens": "max_output_tokens"}
 _LOGPROBS = "message.output_text.logprobs"
+
+
+class Retrieve(msgspec.Struct, kw_only=True):
+    """Query of GET /v1/responses/{id}. `starting_after`: number of the last event that is known already."""
+
+    stream: bool = False
+    starting_after: Annotated[int, msgspec.Meta(ge=-1)] = -1
 
 
 class Responses(Surface):
@@ -58,7 +67,7 @@ class Responses(Surface):
         one = Row("/v1/responses/{id}", self.retrieve, "inference", answer=ResponseAnswer)
         return [
             generating("/v1/responses", self.create, schema.ResponseRequest, ResponseAnswer),
-            one,
+            replace(one, query=Retrieve, stream=EVENTS),
             replace(one, endpoint=self.delete, methods=("DELETE",), answer=Deleted),
             replace(one, path=f"{one.path}/cancel", endpoint=self.cancel, methods=("POST",)),
             replace(one, path=f"{one.path}/input_items", endpoint=self.input_items, answer=InputItems),
@@ -80,20 +89,29 @@ class Responses(Surface):
         asked = reader.reconciled(_request(body, [*before, *own], tools, reader, turn.id))
         (item,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
         if body.store is not False:
-            self.store.put(stored := Stored(owner, turn, [*before, *own], len(own)))
+            log = EventLog() if body.background and body.stream else None
+            self.store.put(stored := Stored(owner, turn, [*before, *own], len(own), log))
         else:
-            stored = None
+            stored = log = None
         events = self._events(turn, stored, item, reader)
+        if body.background:
+            wire = _wire(turn, events)
+            self._in_background(log.fill(wire) if log else _drain(wire))
+            return EventStream(log.after(-1), headers) if log else as_json(turn.response, headers)
         if body.stream:
             return EventStream(_wire(turn, events), headers)
-        if body.background:
-            return self._in_background(turn, events, headers)
         await until_disconnect(_drain(events), request.receive)
         return as_json(turn.response, headers)
 
     async def retrieve(self, request: Request) -> Response:
-        """GET /v1/responses/{id}."""
-        return as_json(self._stored(request).turn.response)
+        """GET /v1/responses/{id}: as it stands, or the events of one that was made with background and stream."""
+        stored, query = self._stored(request), decode_query(request, Retrieve)
+        if not query.stream:
+            return as_json(stored.turn.response)
+        if stored.log is None:
+            text = "stream is for responses that were made with background and stream: true; leave it out"
+            raise InvalidRequest(text, param="stream")
+        return EventStream(stored.log.after(query.starting_after), {})
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items."""
@@ -144,16 +162,10 @@ class Responses(Surface):
             if stored is not None:
                 self.store.settle(stored)
 
-    def _in_background(self, turn: Turn, events: AsyncGenerator[Json, None], headers: dict[str, str]) -> Response:
-        async def run() -> None:
-            async with aclosing(_wire(turn, events)) as whole:
-                async for _ in whole:
-                    pass
-
-        task = asyncio.ensure_future(run())
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-        return as_json(turn.response, headers)
 
     def _head(self, body: schema.ResponseRequest) -> Json:
         reasoning = body.reasoning or schema.ResponseReasoning()
@@ -187,9 +199,9 @@ def _check(body: schema.ResponseRequest) -> None:
     if body.truncation not in (None, "disabled"):
         text = "truncation is auto; this server refuses what does not fit instead of dropping parts of it: leave it out"
         raise InvalidRequest(text, param="truncation")
-    if body.background and (body.stream or body.store is False):
-        field = "stream" if body.stream else "store"
-        raise InvalidRequest(f"{field} does not go with background; ask for the response by its id", param=field)
+    if body.background and body.store is False:
+        text = "store: false does not go with background, for the response is asked for by its id; leave one out"
+        raise InvalidRequest(text, param="store")
     if body.n not in (None, 1):
         raise InvalidRequest(f"n is {body.n}; a response has one answer, leave it out", param="n")
 
@@ -226,7 +238,7 @@ def _usage(completion: Completion, num_reasoning: int) -> Json:
     }
 
 
-async def _drain(events: AsyncGenerator[Json, None]) -> None:
+async def _drain(events: AsyncGenerator[object, None]) -> None:
     async with aclosing(events):
         async for _ in events:
             pass

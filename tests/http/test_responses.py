@@ -17,6 +17,7 @@ from tests.http.test_tools import CALL, CITY, TWO, says
 PATH = "/v1/responses"
 TOOL = {"type": "function", "name": "get_weather", "parameters": CITY}
 TOOLS = [TOOL, {"type": "function", "name": "add", "parameters": {"type": "object"}}]
+SAID = "Hello. " * 20
 THOUGHT = "<think>\nHm.\n</think>\n\nFour."
 
 
@@ -202,7 +203,68 @@ def test_a_response_in_the_background_is_asked_for_until_it_is_done():
     with_server(test, continuation=says("Hello."), delay_s=0.003)
 
 
-@pytest.mark.parametrize("how", [{"background": True}, {"stream": True}, {}])
+def test_a_stream_in_the_background_goes_on_without_its_reader_and_can_be_taken_up_again():
+    async def test(server: Server):
+        asking = asyncio.ensure_future(server.post(PATH, {"input": "hi", "background": True, "stream": True}))
+        while not any(stored.turn.output for stored in store_of(server)):
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        (stored,) = store_of(server)
+        assert server.engine.num_open == 1 and stored.turn.is_running
+        at = f"{PATH}/{stored.turn.id}"
+        whole, rest = await asyncio.gather(
+            *(server.client.get(f"{at}?stream=true{more}") for more in ("", "&starting_after=3"))
+        )
+        assert [(answer.status_code, answer.headers["content-type"][:17]) for answer in (whole, rest)] == [
+            (200, "text/event-stream")
+        ] * 2
+        events = [
+            json.loads(line.removeprefix("data: ")) for line in whole.text.splitlines() if line.startswith("data: ")
+        ]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.completed")
+        assert "".join(event["delta"] for event in events if event["type"].endswith("text.delta")) == SAID
+        assert whole.text.endswith(rest.text) and rest.text.count("event: ") == len(events) - 4
+        assert (await server.client.get(f"{at}?stream=true")).text == whole.text
+        found = (await server.client.get(at)).json()
+        assert found == events[-1]["response"] and found["background"] is True
+        assert stored.size_bytes > len(whole.content)
+
+    with_server(test, continuation=says(SAID), delay_s=0.002)
+
+
+def test_only_a_stream_in_the_background_is_taken_up_again():
+    async def test(server: Server):
+        for how in ({}, {"background": True}):
+            identity = (await server.post(PATH, {"input": "hi", **how})).json()["id"]
+            error = (await server.client.get(f"{PATH}/{identity}?stream=true")).json()["error"]
+            assert error["param"] == "stream" and "background" in error["message"]
+        for number in ("x", "-2"):
+            wrong = await server.client.get(f"{PATH}/{identity}?stream=true&starting_after={number}")
+            assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "starting_after")
+        while any(stored.turn.is_running for stored in store_of(server)):
+            await asyncio.sleep(0.001)
+
+    with_server(test, continuation=says("Hello."))
+
+
+def test_an_engine_that_dies_ends_a_stream_in_the_background():
+    async def test(server: Server):
+        asking = asyncio.ensure_future(events_of(server, {"background": True}))
+        while not server.engine.num_open:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        server.engine.die()
+        last = (await asking)[-1]
+        assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+        assert (await events_of(server, {"background": True}))[-1]["type"] == "response.failed"
+
+    with_server(test, continuation=endless, delay_s=0.002)
+
+
+@pytest.mark.parametrize("how", [{"background": True}, {"stream": True}, {"background": True, "stream": True}, {}])
 def test_a_running_response_can_be_cancelled(how):
     async def test(server: Server):
         asking = asyncio.ensure_future(server.post(PATH, {"input": "hi", **how}))
@@ -264,7 +326,6 @@ def test_an_engine_that_dies_fails_the_response():
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"truncation": "auto"}, "truncation"),
-        ({"background": True, "stream": True}, "stream"),
         ({"background": True, "store": False}, "store"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"max_output_tokens": 5000}, "max_output_tokens"),

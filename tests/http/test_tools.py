@@ -187,7 +187,9 @@ def test_strict_tools_that_nothing_holds_are_named_on_every_surface():
         CHAT: {**ASK, "tools": strict},
         "/v1/responses": {"input": "hi", "tools": [{"type": "function", **function}]},
         "/v1/messages": {
-            **{"model": "fake", "max_tokens": 3, "messages": ASK["messages"]},
+            "model": "fake",
+            "max_tokens": 3,
+            "messages": ASK["messages"],
             "tools": [{"name": "f", "input_schema": CITY, "strict": True}],
         },
         "/api/chat": {"model": "fake", "messages": ASK["messages"], "tools": strict},
@@ -215,7 +217,10 @@ def test_strict_tools_beside_a_schema_for_the_answer_are_no_two_constraints(pars
     asks = {
         CHAT: {**ASK, "tools": strict, "response_format": {"type": "json_schema", "json_schema": {"schema": CITY}}},
         "/v1/messages": {
-            **{"model": "fake", "max_tokens": 3, "messages": ASK["messages"], "output_config": {"format": form}},
+            "model": "fake",
+            "max_tokens": 3,
+            "messages": ASK["messages"],
+            "output_config": {"format": form},
             "tools": [{"name": "f", "input_schema": CITY, "strict": True}],
         },
         "/api/chat": {"model": "fake", "messages": ASK["messages"], "tools": strict, "format": CITY},
