@@ -20,8 +20,7 @@ _SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 def structural_lark(tag: Json, special: Mapping[str, int]) -> str:
     """The Lark grammar of a structural tag. `special` are control tokens by text: where a tag has this text it means the token."""
-    form = _form(tag)
-    tags, opens, lines = list(_tags(form)), form.get("opens"), [_FREE]
+    tags, opens, lines = list(_tags(tag)), tag.get("opens"), [_FREE]
     for index, (trigger, begin, content, end) in enumerate(tags):
         lines.append(f"call_{index}: {_spelled(begin[len(trigger) :], special)} {content} {_spelled(end, special)}")
         lines.append(_triggered("tag", "TEXT", index, trigger, special))
@@ -50,15 +49,12 @@ def _spelled(text: str, special: Mapping[str, int]) -> str:
     return " ".join(f"<[{special[part]}]>" if part in special else _quoted(part) for part in parts if part)
 
 
-def _form(tag: Json) -> Json:
+def _tags(tag: Json) -> Iterator[tuple[str, str, str, str]]:
+    """(trigger, begin, content in Lark, end) of every tag."""
     form = tag.get("format", tag)
     if not isinstance(form, dict) or (form is not tag and cast(Json, form).get("type") != "triggered_tags"):
         raise _wrong("format must be an object of type triggered_tags")
-    return cast(Json, form)
-
-
-def _tags(form: Json) -> Iterator[tuple[str, str, str, str]]:
-    """(trigger, begin, content in Lark, end) of every tag."""
+    form = cast(Json, form)
     triggers, tags = form.get("triggers"), form.get("tags", form.get("structures"))
     if not isinstance(triggers, list) or not isinstance(tags, list) or not triggers or not tags:
         raise _wrong("it needs triggers and tags (or structures), both lists that are not empty")

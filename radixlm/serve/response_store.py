@@ -58,8 +58,8 @@ class Stored:
     `log`: its events, where they outlive the stream that asked for them.
     """
 
-    def __init__(self, owner: str, turn: Turn, items: list[Json], num_own: int, log: EventLog | None = None) -> None:
-        self.log = log
+    def __init__(self, owner: str, turn: Turn, items: list[Json], num_own: int) -> None:
+        self.log: EventLog | None = None
         self.owner = owner
         self.turn = turn
         self.items = items

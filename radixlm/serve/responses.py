@@ -88,18 +88,20 @@ class Responses(Surface):
         turn = Turn(self._head(body), lambda: call_id(reader.own.call_id_chars))
         asked = reader.reconciled(_request(body, [*before, *own], tools, reader, turn.id))
         (item,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        stored = Stored(owner, turn, [*before, *own], len(own))
         if body.store is not False:
-            log = EventLog() if body.background and body.stream else None
-            self.store.put(stored := Stored(owner, turn, [*before, *own], len(own), log))
-        else:
-            stored = log = None
-        events = self._events(turn, stored, item, reader)
-        if body.background:
-            wire = _wire(turn, events)
-            self._in_background(log.fill(wire) if log else _drain(wire))
-            return EventStream(log.after(-1), headers) if log else as_json(turn.response, headers)
+            self.store.put(stored)
+        events = self._events(stored, item, reader)
+        wire = _wire(turn, events)
+        if body.background and body.stream:
+            stored.log = EventLog()
+            self._in_background(stored.log.fill(wire))
+            wire = stored.log.after(-1)
+        elif body.background:
+            self._in_background(_drain(wire))
+            return as_json(turn.response, headers)
         if body.stream:
-            return EventStream(_wire(turn, events), headers)
+            return EventStream(wire, headers)
         await until_disconnect(_drain(events), request.receive)
         return as_json(turn.response, headers)
 
@@ -139,10 +141,9 @@ class Responses(Surface):
     def _stored(self, request: Request) -> Stored:
         return self.store.get(current_caller().name, request.path_params["id"])
 
-    async def _events(
-        self, turn: Turn, stored: Stored | None, item: Prepared, reader: ReplyReader
-    ) -> AsyncGenerator[Json, None]:
+    async def _events(self, stored: Stored, item: Prepared, reader: ReplyReader) -> AsyncGenerator[Json, None]:
         """The events of a response, from when the engine has it."""
+        turn = stored.turn
         parser, completion = reader.parser(item) or ReplyParser(), Completion(0, item.num_prompt)
         try:
             async with aclosing(self.frontend.stream([item])) as deltas:
@@ -159,8 +160,7 @@ class Responses(Surface):
                 yield event
         finally:
             turn.abandon()
-            if stored is not None:
-                self.store.settle(stored)
+            self.store.settle(stored)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)
