@@ -20,7 +20,7 @@ import msgspec
 
 from radixlm.engine.typed import Kind, read
 from radixlm.errors import Aborted, Error, InvalidRequest, RequestTimeout
-from radixlm.lang.api import GenItem, Item, ReasonItem, RoleItem, SelectItem, sampling_of
+from radixlm.lang.api import GenItem, Item, ReasonItem, RoleItem, SelectItem, items_of, sampling_of
 from radixlm.lang.backends.api import Backend
 from radixlm.lang.errors import ProgramError, TraceError
 from radixlm.lang.explain import FORMS, Measure, draw, explained
@@ -110,13 +110,13 @@ class Run:
 
     # -- recording ----------------------------------------------------------------------------------------------------
 
-    def record(self, track: Track, items: tuple[Item, ...]) -> None:
-        """Adds items at the end of a branch. Raises the error of a run that has failed, ProgramError for what is wrong."""
+    def record(self, track: Track, value: Any) -> None:
+        """Adds what `items_of` takes to a branch. Raises the error of a run that has failed, ProgramError for what is wrong."""
         if self.ledger.error is not None:
             raise self.ledger.error
         line = line_of_program()
         try:
-            for item in items:
+            for item in items_of(value):
                 self._item(track, item, line)
         except ProgramError as error:
             raise self.error(error, line) from None

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from radixlm.lang.api import RoleItem, items_of, message
+from radixlm.lang.api import Expression, RoleItem, message
 from radixlm.lang.errors import ProgramError
 from radixlm.lang.ir import Ref, TextEvent
 from radixlm.lang.meta import chunk_meta, meta_info
@@ -28,11 +28,7 @@ class ProgramState:
     def __iadd__(self, other: Any) -> Self:
         if other is None:
             raise ValueError("None was added to a program; did a function forget to return?")
-        try:
-            items = items_of(other)
-        except ProgramError as error:
-            raise self._run.error(error, line_of_program()) from None
-        self._run.record(self._track, items)
+        self._run.record(self._track, other)
         return self
 
     def system(self, expr: Any = None) -> Any:
@@ -54,9 +50,9 @@ class ProgramState:
 
     @contextmanager
     def _message(self, role: str) -> Iterator[None]:
-        self._run.record(self._track, (RoleItem(role),))
+        self._run.record(self._track, Expression(RoleItem(role)))
         yield
-        self._run.record(self._track, (RoleItem(None),))
+        self._run.record(self._track, Expression(RoleItem(None)))
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:

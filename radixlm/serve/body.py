@@ -67,8 +67,8 @@ def decode_query(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.convert(dict(request.query_params), kind, strict=False)
     except msgspec.ValidationError as error:
-        name = str(error).rpartition("$.")[2].rstrip("`")
-        raise InvalidRequest(f"{name}: {error}", param=name) from None
+        reason, _, name = str(error).rstrip("`").rpartition(" - at `$.")
+        raise InvalidRequest(f"{name} is {show(request.query_params.get(name))}: {reason}", param=name) from None
 
 
 def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:

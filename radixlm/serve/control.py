@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from radixlm.engine.caller import current_caller
-from radixlm.engine.validate import show
 from radixlm.errors import InvalidRequest
-from radixlm.serve.body import decode, read_body
+from radixlm.serve.body import decode, decode_query, read_body
 from radixlm.serve.replies import Aborted, Done
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import AbortRequest, FlushCache, PauseGeneration
 from radixlm.serve.surface import Surface, as_json
 
 _LOOK_S = 0.02
-_MAX_WAIT_S = 600.0
 
 
 class Control(Surface):
@@ -70,7 +67,7 @@ class Control(Surface):
 
         With `timeout` it waits so many seconds for the server to have no request at all, and is refused if it still has.
         """
-        limit_s = _seconds(request.query_params.get("timeout", "0"))
+        limit_s = decode_query(request, FlushCache).timeout
         if limit_s:
             await self._wait_idle(limit_s)
         return as_json(await self.frontend.engine.control("flush_cache"))
@@ -86,15 +83,3 @@ class Control(Surface):
                     param="timeout",
                 )
             await asyncio.sleep(_LOOK_S)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= _MAX_WAIT_S:
-        raise InvalidRequest(
-            f"timeout is {show(text)}; it must be seconds, at least 0 and at most {_MAX_WAIT_S:g}", param="timeout"
-        )
-    return value

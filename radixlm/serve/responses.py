@@ -111,8 +111,7 @@ class Responses(Surface):
         if not query.stream:
             return as_json(stored.turn.response)
         if stored.log is None:
-            text = "stream is for responses that were made with background and stream: true; leave it out"
-            raise InvalidRequest(text, param="stream")
+            raise InvalidRequest("stream is for what was made with background and stream; leave it out", param="stream")
         return EventStream(stored.log.after(query.starting_after), {})
 
     async def input_items(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ A field that is listed here is understood or refused; every other field is unkno
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -111,7 +111,7 @@ class PauseGeneration(msgspec.Struct, kw_only=True):
 class FlushCache(msgspec.Struct, kw_only=True):
     """Query of /flush_cache: seconds to wait for a server without requests."""
 
-    timeout: float = 0.0
+    timeout: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0
 
 
 class Loads(msgspec.Struct, kw_only=True):

@@ -85,8 +85,7 @@ class Tools(msgspec.Struct, frozen=True):
         tags = [{"begin": begin.replace("NAME", n), "schema": schema, "end": end} for n, schema in schemas.items()]
         if own is SYNTAXES["mistral"]:  # as its models wrote calls until 2025
             tags.append({"begin": own.trigger, "schema": _array_schema(schemas, parallel=self.parallel)})
-        opens = {"opens": own.opens} if own.opens else {}
-        return {"type": "structural_tag", "structures": tags, "triggers": [own.trigger], **opens}
+        return {"type": "structural_tag", "structures": tags, "triggers": [own.trigger], "opens": own.opens or None}
 
     def or_json(self, schema: str) -> str:
         """The Lark grammar of a reply that is calls in Hermes' syntax, or JSON of this schema."""
