@@ -238,6 +238,13 @@ def _check_numbers(request: GenerateRequest) -> None:
     _check_number(request, "priority", request.priority, _Bounds(-(2**31), 2**31 - 1, "0 is ordinary"), (int,))
 
 
+def check_logprobs(count: int, name: str) -> None:
+    """Refuses a number of alternatives over the limit, for surfaces where it may be sent with nothing to show it."""
+    bounds = _INTEGERS["logprobs"]
+    if not bounds.holds(count):
+        raise InvalidRequest(f"{name} is {count}; it must be {bounds} ({bounds.hint})", param=name)
+
+
 def _changed(values: SamplingParams) -> Iterable[str]:
     """The fields that are not their defaults, which are right."""
     return msgspec.to_builtins(values, enc_hook=lambda value: None)

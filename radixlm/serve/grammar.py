@@ -9,7 +9,7 @@ from functools import cached_property
 
 from radixlm.engine.constrain import check_constraint
 from radixlm.engine.grammars import token_vocabulary
-from radixlm.errors import InvalidRequest
+from radixlm.errors import InvalidRequest, QueueFull
 from radixlm.grammar.api import Constraint, Grammar, TokenVocabulary, allowed
 from radixlm.grammar.service import Grammars
 from radixlm.serve.constraints import constraint_fields
@@ -20,6 +20,9 @@ from radixlm.serve.surface import Surface
 from radixlm.types import SamplingParams
 
 _EXAMPLE_TOKENS = 200
+_WAIT_S = (
+    5.0  # compiling takes half of it at most: the rest is for the guard, or the C functions, that start with the first
+)
 
 
 class GrammarCheck(Surface):
@@ -30,7 +33,7 @@ class GrammarCheck(Surface):
         return [self.post("/v1/grammar/check", self.check, CheckGrammar, CheckedGrammar)]
 
     async def check(self, body: CheckGrammar) -> CheckedGrammar:
-        """Answers 200 for what compiles and 400 with the reason for what does not."""
+        """Answers 200 for what compiles, 400 with the reason for what does not, 503 for what must wait too long."""
         fields, names = constraint_fields(body)
         sampling = SamplingParams(**fields)
         check_constraint(sampling, names)
@@ -39,9 +42,14 @@ class GrammarCheck(Surface):
             raise InvalidRequest("no constraint is given; send regex, json_schema, ebnf, choice or structural_tag")
         start = time.perf_counter()
         try:
-            grammar = await asyncio.wrap_future(self._grammars.get(constraint))
+            # The future is of all that ask the same, and of the thread that compiles: who leaves must not cancel it.
+            compiled = asyncio.shield(asyncio.wrap_future(self._grammars.get(constraint)))
+            grammar = await asyncio.wait_for(compiled, _WAIT_S)
         except InvalidRequest as error:
             raise InvalidRequest(error.message, param=names[constraint.kind]) from None
+        except TimeoutError:
+            text = f"{constraint.kind} is not compiled after {_WAIT_S:g} s, as others are before it; try again later"
+            raise QueueFull(text, retry_after_s=_WAIT_S) from None
         return CheckedGrammar(
             kind=constraint.kind,
             compile_ms=round(1e3 * (time.perf_counter() - start), 3),

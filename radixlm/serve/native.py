@@ -1,7 +1,8 @@
 """POST /generate as SGLang's clients know it, and its short form.
 
 The full form takes `text` or `input_ids` and answers {text, output_ids, meta_info}; the short form takes `prompt` with
-sampling fields at top level and answers {id, text, finish_reason, usage}. Events of a stream hold the whole answer so far
+sampling fields at top level and answers {id, text, finish_reason, usage}. `logprobs: k` is `return_logprob` with
+`top_logprobs_num: k`. Events of a stream hold the whole answer so far
 (`stream_mode` cumulative, which SGLang's clients expect of the full form) or what is new (delta, the short form's default).
 A list is answered by a list, and so is n > 1.
 """
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion
-from radixlm.engine.validate import GenerateRequest, show
+from radixlm.engine.validate import GenerateRequest, check_logprobs, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
@@ -259,8 +260,8 @@ def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:
 
 
 def _item(body: Generate, sampling: list[NativeSampling], prompt: Text, i: int, count: int) -> _Item:
-    scored = bool(_nth(body.return_logprob, i, count, "return_logprob"))
-    num_top = _nth(body.top_logprobs_num, i, count, "top_logprobs_num") or 0
+    scored = bool(_nth(body.return_logprob, i, count, "return_logprob")) or body.logprobs is not None
+    num_top = _num_top(body, i, count)
     start = _nth(body.logprob_start_len, i, count, "logprob_start_len")
     start = -1 if start is None else start
     if scored and start < -1:
@@ -285,6 +286,13 @@ def _item(body: Generate, sampling: list[NativeSampling], prompt: Text, i: int, 
     )
     identity = rid if rid is not None else uuid.uuid4().hex
     return _Item(id=identity, request=request, scored=scored, num_top=num_top, scored_from=start if scored else -1)
+
+
+def _num_top(body: Generate, i: int, count: int) -> int:
+    asked = present(top_logprobs_num=_nth(body.top_logprobs_num, i, count, "top_logprobs_num"), logprobs=body.logprobs)
+    for name, value in asked.items():
+        check_logprobs(value, name)
+    return max(asked.values(), default=0)
 
 
 def _fields_of(body: Generate, sampling: NativeSampling) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
-from radixlm.engine.validate import Chat, GenerateRequest, show
+from radixlm.engine.validate import Chat, GenerateRequest, check_logprobs, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
@@ -106,6 +106,7 @@ def _loaded(model: str, key: str) -> Json:
 
 
 def _request(body: OllamaAsk, reader: ReplyReader, prompt: str | Chat, param: str) -> GenerateRequest:
+    check_logprobs(body.top_logprobs or 0, _NAMES["logprobs"])
     given = b"{}" if bytes(body.options) == b"null" else body.options
     options = decode(given, OllamaOptions, "options.")
     limit = options.num_predict

@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.serve.routes import Row
+from radixlm.serve.routes import EVENTS, Row, Stream
 from radixlm.types import Json
 from radixlm.version import __version__
 
@@ -30,6 +30,13 @@ _ERRORS = {
     503: "The queue is full, or the engine is starting, draining or was lost; come back after Retry-After seconds.",
     504: "The request passed its deadline.",
 }
+_EVENT: Json = {
+    "type": "object",
+    "description": "One event of the stream. `data` is JSON; the last one may be [DONE].",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+_STREAMS: dict[Stream, Json] = {EVENTS: _EVENT, "application/x-ndjson": {"type": "string"}}
 _ALWAYS: tuple[int, ...] = (400, 401, 403, 431, 500, 503)
 
 
@@ -115,7 +122,7 @@ def _query_parameters(row: Row) -> list[Json]:
 def _responses(row: Row, schemas: Json) -> Json:
     content: Json = {row.media: {"schema": schemas.get("answer", {"type": "string"})}}
     if row.stream is not None:
-        content[row.stream] = {"schema": {"type": "string"}}
+        content[row.stream] = {"schema": _STREAMS[row.stream]}
     responses: Json = {"200": {"description": "The answer.", "content": content}}
     for status in sorted(_statuses(row)):
         error = {"description": _ERRORS[status], "content": {"application/json": {"schema": schemas["error"]}}}

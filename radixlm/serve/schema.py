@@ -77,6 +77,7 @@ class Generate(Sampling, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     seed: int | None = None
+    logprobs: int | None = None
     regex: Any = None
     json_schema: Any = None
     ebnf: Any = None

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from radixlm.ops.build import BuildError, build
 from radixlm.serve import run
 from tests.fake_engine import FAKE_INFO, FakeEngine, echo
 from tests.http.harness import Server
@@ -30,6 +31,8 @@ CHECKS = (
 @contextlib.contextmanager
 def served() -> Iterator[str]:
     """A server in a thread; gives its URL."""
+    with contextlib.suppress(BuildError):
+        build()  # an engine has compiled these by the time it is ready
     loop = asyncio.new_event_loop()
     started: list[str] = []
     ready, stop = threading.Event(), asyncio.Event()

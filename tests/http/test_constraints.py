@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 
 import pytest
 
+from radixlm.grammar import service
+from radixlm.serve import grammar
 from tests.http.harness import Server, with_server
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -126,5 +130,61 @@ def test_a_constraint_is_checked_without_running_it():
         assert (await server.post("/v1/grammar/check", loose)).json()["not_enforced"] == ["/properties/x/uniqueItems"]
         assert (await server.post("/v1/grammar/check", {})).status_code == 400
         assert not server.engine.requests
+
+    with_server(test)
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """Until it is set nothing compiles."""
+    go, compile_constraint = threading.Event(), service.compile_constraint
+
+    def slow(constraint, vocabulary):
+        assert go.wait(60)
+        return compile_constraint(constraint, vocabulary)
+
+    monkeypatch.setattr(service, "compile_constraint", slow)
+    yield go
+    go.set()
+
+
+def test_who_leaves_a_check_takes_the_answer_from_nobody_who_asked_the_same(go):
+    async def test(server: Server):
+        leaving, staying = (asyncio.create_task(server.post("/v1/grammar/check", {"regex": "a+"})) for _ in range(2))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        go.set()
+        assert (await staying).status_code == 200
+        assert (await server.post("/v1/grammar/check", {"regex": "a+"})).status_code == 200
+        assert (await server.post("/v1/grammar/check", {"regex": "b+"})).status_code == 200
+
+    with_server(test)
+
+
+def test_a_check_that_waits_too_long_is_told_to_come_back_and_finds_it_compiled(go, monkeypatch):
+    monkeypatch.setattr(grammar, "_WAIT_S", 0.05, raising=False)
+
+    async def test(server: Server):
+        answer = await server.post("/v1/grammar/check", {"json_schema": False})
+        assert answer.status_code == 503 and float(answer.headers["retry-after"]) > 0
+        assert "0.05 s" in answer.json()["error"]["message"]
+        go.set()
+        monkeypatch.setattr(grammar, "_WAIT_S", 30.0)
+        answer = await server.post("/v1/grammar/check", {"json_schema": False})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "json_schema"
+
+    with_server(test)
+
+
+def test_a_number_that_no_library_can_hold_is_a_fault_of_the_schema():
+    async def test(server: Server):
+        for digits in (500, 3000, 5000):
+            body = {"json_schema": '{"type":"integer","maximum":1%s}' % ("0" * digits)}
+            answer = await server.post("/v1/grammar/check", body)
+            assert answer.status_code in (200, 400), answer.text
+            body = {"json_schema": '{"type":"number","exclusiveMinimum":0.5,"maximum":1%s}' % ("0" * digits)}
+            answer = await server.post("/v1/grammar/check", body)
+            assert answer.status_code in (200, 400), answer.text
 
     with_server(test)

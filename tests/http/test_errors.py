@@ -138,6 +138,29 @@ def test_a_refusal_names_the_value_the_limit_and_the_remedy():
     with_server(test)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a", "logprobs": 21}, "logprobs"),
+        ("/v1/completions", {"prompt": "a", "logprobs": -1}, "logprobs"),
+        ("/generate", {"prompt": "a", "logprobs": 21}, "logprobs"),
+        ("/generate", {"prompt": "a", "top_logprobs_num": 1, "logprobs": -1}, "logprobs"),
+        ("/generate", {"prompt": "a", "top_logprobs_num": 21}, "top_logprobs_num"),
+        ("/generate", {"text": "a", "top_logprobs_num": -1}, "top_logprobs_num"),
+        ("/generate", {"text": ["a", "b"], "return_logprob": [True, False], "top_logprobs_num": [1, 21]}, "top_logprobs_num"),
+        ("/api/generate", {"model": "fake", "prompt": "a", "top_logprobs": 21}, "top_logprobs"),
+    ],
+)  # fmt: skip
+def test_more_log_probabilities_than_the_limit_are_refused_even_where_none_are_shown(path, body, param):
+    async def test(server: Server):
+        answer = await server.post(path, body)
+        assert answer.status_code == 400, answer.text
+        assert f"{param} is" in answer.text and "at most 20" in answer.text
+        assert not server.engine.requests
+
+    with_server(test)
+
+
 def test_prompt_and_output_must_fit_the_kv_pool():
     async def test(server: Server):
         answer = await server.post("/generate", {"prompt": "a" * 60, "max_tokens": 50})
@@ -174,6 +197,7 @@ def test_one_bad_item_refuses_the_whole_batch_and_is_named():
         {"text": "a", "rid": "no spaces"},
         {"text": "a", "return_logprob": True, "logprob_start_len": -2},
         {"text": "a", "return_logprob": True, "top_logprobs_num": 21},
+        {"prompt": "a", "logprobs": True},
         {"text": "a", "sampling_params": {"json_schema": "{"}},
         {"text": "a", "sampling_params": {"regex": "a+", "choice": ["b"]}},
         {"text": "a", "sampling_params": {"ebnf": 5}},

@@ -110,6 +110,15 @@ def test_logprobs_are_triples_and_the_first_scored_prompt_token_has_none():
     assert len(meta["input_top_logprobs"]) == 3
 
 
+def test_the_short_form_asks_for_logprobs_in_one_word():
+    body = {"prompt": "abcd", "max_tokens": 1}
+    meta = generate({**body, "logprobs": 2})["meta_info"]
+    long = generate({**body, "return_logprob": True, "top_logprobs_num": 2})["meta_info"]
+    for name in ("output_token_logprobs", "output_top_logprobs"):
+        assert meta[name] == long[name] and meta[name]
+    assert "output_top_logprobs" not in generate({**body, "logprobs": 0})["meta_info"]
+
+
 def test_logprobs_of_the_output_alone_by_default():
     meta = generate({"text": "abc", "return_logprob": True, "sampling_params": {"max_new_tokens": 2}})["meta_info"]
     assert meta["input_token_logprobs"] == []
