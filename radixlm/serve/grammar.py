@@ -20,9 +20,7 @@ from radixlm.serve.surface import Surface
 from radixlm.types import SamplingParams
 
 _EXAMPLE_TOKENS = 200
-_WAIT_S = (
-    5.0  # compiling takes half of it at most: the rest is for the guard, or the C functions, that start with the first
-)
+_WAIT_S = 5.0  # compiling takes half of it at most: the rest is for the guard, which starts with the first
 
 
 class GrammarCheck(Surface):
