@@ -238,11 +238,13 @@ def _check_numbers(request: GenerateRequest) -> None:
     _check_number(request, "priority", request.priority, _Bounds(-(2**31), 2**31 - 1, "0 is ordinary"), (int,))
 
 
-def check_logprobs(count: int, name: str) -> None:
-    """Refuses a number of alternatives over the limit, for surfaces where it may be sent with nothing to show it."""
+def num_logprobs(asked: dict[str, int]) -> int:
+    """The most of these, by the client's names for them. One out of bounds is refused, though nothing may show it."""
     bounds = _INTEGERS["logprobs"]
-    if not bounds.holds(count):
-        raise InvalidRequest(f"{name} is {count}; it must be {bounds} ({bounds.hint})", param=name)
+    for name, count in asked.items():
+        if not bounds.holds(count):
+            raise InvalidRequest(f"{name} is {count}; it must be {bounds} ({bounds.hint})", param=name)
+    return max(asked.values(), default=0)
 
 
 def _changed(values: SamplingParams) -> Iterable[str]:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion
-from radixlm.engine.validate import GenerateRequest, check_logprobs, show
+from radixlm.engine.validate import GenerateRequest, num_logprobs, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
@@ -198,8 +198,7 @@ class _Answer:
 
     def _short_one(self, completion: Completion) -> dict[str, Any]:
         item, usage, finish = self._items[self._place(completion)], completion.usage, completion.finish
-        reason = finish.type if finish else None
-        answer: dict[str, Any] = {"id": item.id, "text": completion.text, "finish_reason": reason}
+        answer: dict[str, Any] = {"id": item.id, "text": completion.text, "finish_reason": finish and finish.type}
         if finish is not None:
             answer["usage"] = {
                 "prompt_tokens": usage.prompt_tokens,
@@ -212,15 +211,10 @@ class _Answer:
 
 
 def _reason(finish: Finish | None, num_output: int) -> dict[str, Any] | None:
-    match finish.type if finish else None:
-        case None:
-            return None
-        case "stop":
-            return {"type": "stop", "matched": finish.matched if finish else None}
-        case "length":
-            return {"type": "length", "length": num_output}
-        case other:
-            return {"type": other, "message": finish.message if finish else ""}
+    if finish is None:
+        return None
+    details = {"stop": {"matched": finish.matched}, "length": {"length": num_output}}
+    return {"type": finish.type, **details.get(finish.type, {"message": finish.message})}
 
 
 def _is_cumulative(body: Generate, *, default: bool) -> bool:
@@ -248,9 +242,8 @@ def _sampling_of(body: Generate) -> tuple[list[NativeSampling], list[str]]:
     items = msgspec.json.decode(raw, type=list[msgspec.Raw])
     names = [f"sampling_params[{i}]." for i in range(len(items))]
     sampling = [_one_sampling(item, name) for item, name in zip(items, names)]
-    return sampling, [
-        unknown for item, name in zip(items, names) for unknown in unknown_fields(item, NativeSampling, name)
-    ]
+    unknown = [field for item, name in zip(items, names) for field in unknown_fields(item, NativeSampling, name)]
+    return sampling, unknown
 
 
 def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:
@@ -261,13 +254,13 @@ def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:
 
 def _item(body: Generate, sampling: list[NativeSampling], prompt: Text, i: int, count: int) -> _Item:
     scored = bool(_nth(body.return_logprob, i, count, "return_logprob")) or body.logprobs is not None
-    num_top = _num_top(body, i, count)
+    top = _nth(body.top_logprobs_num, i, count, "top_logprobs_num")
+    num_top = num_logprobs(present(top_logprobs_num=top, logprobs=body.logprobs))
     start = _nth(body.logprob_start_len, i, count, "logprob_start_len")
     start = -1 if start is None else start
     if scored and start < -1:
-        raise InvalidRequest(
-            f"logprob_start_len is {start}; it must be -1 (output only) or a position", param="logprob_start_len"
-        )
+        text = f"logprob_start_len is {start}; it must be -1 (output only) or a position"
+        raise InvalidRequest(text, param="logprob_start_len")
     rid = _nth(body.rid, i, count, "rid")
     fields = _fields_of(body, _nth(sampling, i, count, "sampling_params") or NativeSampling())
     if scored:
@@ -286,13 +279,6 @@ def _item(body: Generate, sampling: list[NativeSampling], prompt: Text, i: int, 
     )
     identity = rid if rid is not None else uuid.uuid4().hex
     return _Item(id=identity, request=request, scored=scored, num_top=num_top, scored_from=start if scored else -1)
-
-
-def _num_top(body: Generate, i: int, count: int) -> int:
-    asked = present(top_logprobs_num=_nth(body.top_logprobs_num, i, count, "top_logprobs_num"), logprobs=body.logprobs)
-    for name, value in asked.items():
-        check_logprobs(value, name)
-    return max(asked.values(), default=0)
 
 
 def _fields_of(body: Generate, sampling: NativeSampling) -> dict[str, Any]:
@@ -320,7 +306,6 @@ def _nth(value: Any, i: int, count: int, name: str) -> Any:
     if len(value) == 1 and name == "sampling_params":
         return value[0]
     if len(value) != count:
-        raise InvalidRequest(
-            f"{name} has {len(value)} entries for {count} prompts; send one, or one for each", param=name
-        )
+        text = f"{name} has {len(value)} entries for {count} prompts; send one, or one for each"
+        raise InvalidRequest(text, param=name)
     return value[i]

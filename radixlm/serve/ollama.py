@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
-from radixlm.engine.validate import Chat, GenerateRequest, check_logprobs, show
+from radixlm.engine.validate import Chat, GenerateRequest, num_logprobs, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
@@ -106,7 +106,7 @@ def _loaded(model: str, key: str) -> Json:
 
 
 def _request(body: OllamaAsk, reader: ReplyReader, prompt: str | Chat, param: str) -> GenerateRequest:
-    check_logprobs(body.top_logprobs or 0, _NAMES["logprobs"])
+    num_top = num_logprobs(present(top_logprobs=body.top_logprobs))
     given = b"{}" if bytes(body.options) == b"null" else body.options
     options = decode(given, OllamaOptions, "options.")
     limit = options.num_predict
@@ -121,7 +121,7 @@ def _request(body: OllamaAsk, reader: ReplyReader, prompt: str | Chat, param: st
         frequency_penalty=options.frequency_penalty,
         json_schema=_schema_of(body),
         top_k=-1 if options.top_k == 0 else options.top_k,  # 0 is no limit there
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs=num_top if body.logprobs else None,
     )
     sampling = SamplingParams(**fields, max_tokens=None if limit in _UNTIL_FULL else limit)
     return GenerateRequest(prompt=prompt, sampling=sampling, names={**_NAMES, "prompt": param})

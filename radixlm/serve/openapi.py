@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.serve.routes import EVENTS, Row, Stream
+from radixlm.serve.routes import EVENTS, Row
 from radixlm.types import Json
 from radixlm.version import __version__
 
@@ -30,13 +29,9 @@ _ERRORS = {
     503: "The queue is full, or the engine is starting, draining or was lost; come back after Retry-After seconds.",
     504: "The request passed its deadline.",
 }
-_EVENT: Json = {
-    "type": "object",
-    "description": "One event of the stream. `data` is JSON; the last one may be [DONE].",
-    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
-    "required": ["data"],
-}
-_STREAMS: dict[Stream, Json] = {EVENTS: _EVENT, "application/x-ndjson": {"type": "string"}}
+_TEXT: Json = {"type": "string"}
+# One event of a stream, whose schema describes each: version 3.1 has no other word for it. `data` is JSON, or [DONE].
+_EVENT: Json = {"type": "object", "properties": {"event": _TEXT, "data": _TEXT}, "required": ["data"]}
 _ALWAYS: tuple[int, ...] = (400, 401, 403, 431, 500, 503)
 
 
@@ -56,7 +51,7 @@ class OpenApi:
 
 def document(rows: Sequence[Row]) -> Json:
     """The document of these rows."""
-    types = [kind for row in rows for kind in _types(row)]
+    types = [kind for row in rows for kind in _parts(row).values()]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     found = iter(schemas)
     paths: dict[str, Json] = {}
@@ -81,10 +76,6 @@ def _parts(row: Row) -> Json:
     """The row's types by the place where they stand."""
     parts = {"body": row.body, "query": row.query, "answer": row.answer, "error": row.errors.type}
     return {name: kind for name, kind in parts.items() if kind is not None}
-
-
-def _types(row: Row) -> Iterable[Any]:
-    return _parts(row).values()
 
 
 def _operation(row: Row, method: str, schemas: Json) -> Json:
@@ -122,7 +113,7 @@ def _query_parameters(row: Row) -> list[Json]:
 def _responses(row: Row, schemas: Json) -> Json:
     content: Json = {row.media: {"schema": schemas.get("answer", {"type": "string"})}}
     if row.stream is not None:
-        content[row.stream] = {"schema": _STREAMS[row.stream]}
+        content[row.stream] = {"schema": _EVENT if row.stream == EVENTS else _TEXT}
     responses: Json = {"200": {"description": "The answer.", "content": content}}
     for status in sorted(_statuses(row)):
         error = {"description": _ERRORS[status], "content": {"application/json": {"schema": schemas["error"]}}}
