@@ -100,10 +100,9 @@ class LLMatching:
 def compile_constraint(constraint: Constraint, vocabulary: TokenVocabulary) -> LLGrammar:
     """As `Compile`; it takes every kind, so it never raises Unsupported."""
     try:
-        source = _source(constraint, vocabulary)
+        matcher = ll.LLMatcher(_tokenizer(vocabulary), _source(constraint, vocabulary), log_level=0, limits=_LIMITS)
     except ValueError as error:  # JSON that is right, with a number over the range of the library's
         raise InvalidRequest(f"{constraint.kind} cannot be compiled: {error}") from None
-    matcher = ll.LLMatcher(_tokenizer(vocabulary), source, log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise InvalidRequest(_reason(constraint, matcher.get_error()))
     _try_beginning(matcher.deep_copy(), constraint)
