@@ -26,7 +26,7 @@ _NO_ROWS: Int64Array = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The sampling rows of a step: row i chooses the token at positions[i] of slots[i]; a slot occurs once."""
+    """The sampling rows of a step: row i chooses the token at positions[i] of slots[i], which occurs again if it has proposals."""
 
     slots: IntArray  # int32 [rows]
     positions: IntArray  # int32 [rows]
