@@ -63,11 +63,11 @@ class TritonAttention:
         device, group = kv.layer(0)[0].device, shape.num_heads // shape.num_kv_heads
         upto = _rows(shape, MANY) // group
         self._few, self._many = (make_kind(shape, device, kind, (0, upto, *_SETTINGS[kind])) for kind in (FEW, MANY))
-        self._long, self._longest = (
-            make_kind(shape, device, kind, (upto, _ANY, *_SETTINGS[kind])) for kind in (LONG, LONGEST)
-        )
+        self._long = make_kind(shape, device, LONG, (upto, _ANY, *_SETTINGS[LONG]))
         if hopper.suits(shape, kv.layer(0)[0]):
             self._longest = hopper_kind(shape, device, upto)
+        else:
+            self._longest = make_kind(shape, device, LONGEST, (upto, _ANY, *_SETTINGS[LONGEST]))
         self._planned: _Planned | None = None
 
     def plan(self, batch: Batch) -> None:  # hot

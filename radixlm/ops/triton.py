@@ -16,27 +16,17 @@ from radixlm.ops import cublaslt, triton_choose, triton_fused
 from radixlm.ops.api import Choice as TokenChoice
 from radixlm.ops.api import Mask, Rope
 from radixlm.ops.cublaslt import Shape
-from radixlm.ops.torch import TorchOps
+from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton_launch import interpreted
 from radixlm.ops.triton_linear import multiply_vector
 from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Choice, Tuner, tuning_file
 
 
 @dataclass(frozen=True, slots=True)
-class TritonWeight:
-    """A contiguous linear weight [out, in], a bias [out] or None, and how it is multiplied."""
+class TritonWeight(TorchWeight):
+    """A contiguous weight, and how it is multiplied."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
     choice: Choice
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
 
 
 class TritonOps:

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from radixlm.ops.torch import TorchWeight
 from radixlm.ops.triton import TritonOps, TritonWeight
 from radixlm.ops.triton_launch import follow, launch_options, next_power
 from radixlm.ops.triton_linear import Tiling, multiply_vector
@@ -28,20 +29,10 @@ _ROWS_AT_A_TIME = 8192  # of a weight, while it is converted
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    """weight [out, in] in E4M3, scale float32 [out], a bias [out] or None: row i of the product is scale[i] * (weight[i] @ x)."""
+class Fp8Weight(TorchWeight):
+    """A weight in E4M3 and its scale, float32 [out]: row i of the product is scale[i] * (weight[i] @ x)."""
 
-    weight: torch.Tensor
     scale: torch.Tensor
-    bias: torch.Tensor | None
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
 
 
 class Fp8Ops(TritonOps):
@@ -56,7 +47,7 @@ class Fp8Ops(TritonOps):
         for rows in torch.arange(len(weight), device=weight.device).split(_ROWS_AT_A_TIME):
             mine = slice(int(rows[0]), int(rows[-1]) + 1)
             rounded[mine] = (weight[mine].float() / scale[mine, None]).to(FP8)
-        return Fp8Weight(rounded, scale, bias)
+        return Fp8Weight(rounded, bias, scale)
 
     def linear(self, x: torch.Tensor, weight: TritonWeight | Fp8Weight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""

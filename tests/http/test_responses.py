@@ -250,15 +250,21 @@ def test_only_a_stream_in_the_background_is_taken_up_again():
     with_server(test, continuation=says("Hello."))
 
 
+async def fails_midway(server: Server, body: dict) -> dict:
+    """The last event of a stream whose engine dies."""
+    asking = asyncio.ensure_future(events_of(server, body))
+    while not server.engine.num_open:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    server.engine.die()
+    last = (await asking)[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    return last
+
+
 def test_an_engine_that_dies_ends_a_stream_in_the_background():
     async def test(server: Server):
-        asking = asyncio.ensure_future(events_of(server, {"background": True}))
-        while not server.engine.num_open:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.02)
-        server.engine.die()
-        last = (await asking)[-1]
-        assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+        await fails_midway(server, {"background": True})
         assert (await events_of(server, {"background": True}))[-1]["type"] == "response.failed"
 
     with_server(test, continuation=endless, delay_s=0.002)
@@ -303,13 +309,7 @@ def test_a_reader_who_leaves_ends_the_response():
 
 def test_an_engine_that_dies_fails_the_response():
     async def test(server: Server):
-        asking = asyncio.ensure_future(events_of(server, {}))
-        while not server.engine.num_open:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.02)
-        server.engine.die()
-        last = (await asking)[-1]
-        assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+        last = await fails_midway(server, {})
         assert last["response"]["error"]["code"] == "server_error"
         answer = await server.post(PATH, {"input": "hi"})
         assert answer.status_code == 503  # before the first event an error has its own status
