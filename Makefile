@@ -62,12 +62,12 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 bench: .venv/.dev
-	$(BIN)/radixlm bench sched
+	$(BIN)/python -m bench sched
 	$(BIN)/radixlm bench offline $(ARGS)
-	$(BIN)/radixlm bench programs
+	$(BIN)/python -m bench programs
 
 bench-peers: .venv/.dev
-	$(BIN)/radixlm bench peers $(ARGS)
+	$(BIN)/python -m bench peers $(ARGS)
 
 docs: .venv/.dev
 	$(BIN)/python tools/docs.py

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from radixlm.bench.peers.subject import Subject
+from radixlm.bench.engine import Subject
 from radixlm.bench.results import Sheet
 from radixlm.bench.sessions import Draw
 

@@ -17,15 +17,9 @@ from radixlm.options import Parser
 RESULTS = Path("bench/results")
 PAGE = 140  # columns of a table that goes to a file or a pipe
 KINDS = {
-    "offline": ("offline:Offline", "Decode, prefill and a second chat turn on our engine, without HTTP."),
-    "peers": ("offline:Peers", "The same beside transformers, OpenVINO GenAI and llama.cpp, interleaved, same weights."),
-    "serve": ("serve:Serve", "A load against any server over HTTP: latencies, throughput, goodput."),
-    "step": ("step:Step", "One forward pass of the model at given batch and context."),
-    "sched": ("sched:Sched", "What the scheduler costs per step, without a model."),
-    "frontend": ("frontend.measure:Frontend", "What HTTP costs and bears: streams, idle connections, disconnects, overload."),
-    "grammar": ("grammar:Constraints", "What constraints cost, what jump-forward saves, how long schemas take to compile."),
-    "programs": ("programs:Programs", "Programs of the language beside the same flows as plain HTTP calls."),
-    "masks": ("masks:Masks", "Masks and compilation of constraints with a real vocabulary, beside other libraries."),
+    "offline": ("radixlm.bench.offline:Offline", "Decode, prefill and a second chat turn on our engine, without HTTP."),
+    "serve": ("radixlm.bench.serve:Serve", "A load against any server over HTTP: latencies, throughput, goodput."),
+    "step": ("radixlm.bench.step:Step", "One forward pass of the model at given batch and context."),
 }  # fmt: skip
 
 
@@ -37,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         one = parsers.add_parser(name, help=text, description=text)
         if name in argv[:1]:
             module, kind = target.split(":")
-            _add_kind(one, name, vars(importlib.import_module(f"radixlm.bench.{module}"))[kind])
+            _add_kind(one, name, vars(importlib.import_module(module))[kind])
     text = "Shows a stored run, or compares two."
     shown = parsers.add_parser("report", help=text, description=text)
     shown.add_argument("file", type=Path, help="a stored run")

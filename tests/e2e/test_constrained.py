@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from bench.grammar import PERSON, TEN_FIELDS
 from radixlm import LLM, SamplingParams
-from radixlm.bench.grammar import PERSON, TEN_FIELDS
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.automaton.tokens import token_table
 from radixlm.sched.proposer import Proposer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from radixlm.bench.frontend.measure import Frontend
+from bench.frontend.measure import Frontend
 from radixlm.bench.results import Sheet
 
 pytestmark = pytest.mark.weights  # for the tokenizer

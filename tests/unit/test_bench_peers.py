@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench.peers import compare, environment, gguf_export
+from bench.peers.registry import OURS, PEERS, Peer
+from bench.peers.subject import WorkerSubject
 from radixlm.bench import offline
 from radixlm.bench.cases import CASES, Decode, Prefill, SecondTurn
-from radixlm.bench.peers import environment, gguf_export
-from radixlm.bench.peers.registry import OURS, PEERS, Peer
-from radixlm.bench.peers.subject import Generated, WorkerSubject
+from radixlm.bench.engine import Generated
 from radixlm.bench.results import BenchError, Sheet
 from radixlm.bench.sessions import Draw
 from radixlm.errors import ConfigError, StartError
@@ -99,7 +100,7 @@ class Recorder:
 
     def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Generated:
         self._log.append((self.name, [list(prompt) for prompt in prompts], list(lengths)))
-        return Generated([[9] * length for length in lengths], 2.0, [0.5] * len(prompts), 0.0)
+        return Generated([[9] * length for length in lengths], 2.0, [0.5] * len(prompts))
 
     def close(self) -> None:
         """Nothing."""
@@ -138,9 +139,9 @@ def test_lengths_of_a_case_are_unequal_and_always_the_same() -> None:
 def test_cases_and_peers_are_picked_by_name() -> None:
     assert [case.name for case in offline.pick_cases(["decode 1", "prefill"])] == ["decode 1", "prefill 1024"]
     assert offline.pick_cases([]) == list(CASES)
-    assert [peer.name for peer in offline.pick_peers(["openvino"])] == ["openvino"]
+    assert [peer.name for peer in compare.pick_peers(["openvino"])] == ["openvino"]
     with pytest.raises(ConfigError, match="no peer vlm; peers: transformers"):
-        offline.pick_peers(["vlm"])
+        compare.pick_peers(["vlm"])
 
 
 def test_every_registered_adapter_exists_and_defines_an_adapter() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench import __main__ as more
+from bench import sched
 from radixlm.bench import main as command
-from radixlm.bench import plots, report, results, sched
+from radixlm.bench import plots, report, results
 from radixlm.bench.kind import settings
 from radixlm.bench.results import BenchError, Measure, Run, Sheet
 from radixlm.bench.serve import Serve
@@ -92,6 +94,7 @@ def test_a_picture_is_drawn_or_its_absence_explained(tmp_path: Path, monkeypatch
 
 
 def test_the_scheduler_bench_stores_what_it_measured(tmp_path: Path) -> None:
+    assert set(more.KINDS) == set(command.KINDS)
     argv = ["sched", "--batches", "1,3", "--steps", "5", "--results", str(tmp_path)]
     assert command.main(argv) == 0
     stored = results.load(tmp_path / "sched.json")

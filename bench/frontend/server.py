@@ -11,17 +11,19 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from radixlm.bench.frontend.engine import PACE, letters_of
+from bench.frontend.engine import PACE, letters_of
 from radixlm.bench.results import BenchError
 from radixlm.config import Config
 from radixlm.engine.reading import load_reading
 from radixlm.engine.supervisor import Supervisor
 from radixlm.serve.listen import allow_many_connections, bind
 
+ROOT = Path(__file__).parents[2]  # where `bench` is found
 MODEL = "smollm2-135m"  # whose tokenizer is used
 _END_S = 20.0
 
@@ -68,9 +70,9 @@ class Spelling:
 @contextlib.contextmanager
 def spelling(pace_s: float, **options: Any) -> Iterator[Spelling]:
     """A server for one block; `pace_s` is the time between two tokens of a request."""
-    words = [sys.executable, "-m", "radixlm.bench.frontend.server", json.dumps(options)]
+    words = [sys.executable, "-m", "bench.frontend.server", json.dumps(options)]
     environment = {**os.environ, PACE: str(pace_s)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         try:
             assert process.stdout is not None, "it was given a pipe"
             line = process.stdout.readline()
@@ -94,7 +96,7 @@ def main() -> int:
     config = Config(**{**defaults, **json.loads(sys.argv[1])})
     listener = bind(config.host, config.port)
     port = listener.getsockname()[1]
-    program = "radixlm.bench.frontend.engine"
+    program = "bench.frontend.engine"
     asyncio.run(Supervisor(config, lambda *_: print(port, flush=True), listener, engine=program).run())
     return 0
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from radixlm.bench.frontend import loads
-from radixlm.bench.frontend.server import spelling
+from bench.frontend import loads
+from bench.frontend.server import spelling
 from radixlm.bench.kind import names, option
 from radixlm.bench.results import Sheet, percentile
 from radixlm.serve.listen import allow_many_connections

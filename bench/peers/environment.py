@@ -13,7 +13,7 @@ import sys
 import venv
 from pathlib import Path
 
-from radixlm.bench.peers.registry import Peer
+from bench.peers.registry import Peer
 from radixlm.errors import StartError
 
 

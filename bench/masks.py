@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from bench.peers.environment import python_of
+from bench.peers.registry import TORCH, Peer
 from radixlm.bench.kind import option
-from radixlm.bench.peers.environment import python_of
-from radixlm.bench.peers.registry import TORCH, Peer
 from radixlm.bench.results import OURS, BenchError, Sheet, percentile
 from radixlm.errors import InvalidRequest, StartError
 from radixlm.grammar import llguidance

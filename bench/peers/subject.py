@@ -1,4 +1,4 @@
-"""What is measured: an engine that computes token ids from token ids, in this process or in a worker process of its own."""
+"""A subject of a comparison: an engine in a worker process of its own."""
 
 from __future__ import annotations
 
@@ -8,38 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from radixlm.bench.peers import worker
+from bench.peers import worker
+from radixlm.bench.engine import Generated, Tokens, checked
 from radixlm.bench.results import BenchError
 from radixlm.errors import StartError
-
-Tokens = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One call's outputs and clock. `first_s[i]` is the time to request i's first token, `cpu_s` process CPU time."""
-
-    outputs: list[list[int]]
-    total_s: float
-    first_s: list[float]
-    cpu_s: float
-
-
-class Subject(Protocol):
-    """One engine under measurement."""
-
-    name: str
-    versions: dict[str, str]
-
-    def generate(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> Generated:
-        """Greedy; exactly lengths[i] tokens for prompts[i]; all submitted at once. Raises BenchError if the engine fails."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class WorkerSubject:
@@ -73,7 +48,7 @@ class WorkerSubject:
         result = self._read()
         if "error" in result:
             raise BenchError(f"{self.name} failed: {result['error']}; its output is in {self._log}")
-        return _checked(self.name, result, lengths)
+        return checked(self.name, result["outputs"], lengths, result["total_s"], result["first_s"])
 
     def close(self) -> None:
         """Ends the process: its input is over; after ten seconds it is killed."""
@@ -98,17 +73,9 @@ def _environment(threads: str, *, isolated: bool) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["OMP_NUM_THREADS"] = threads
     if not isolated:
-        environment["PYTHONPATH"] = str(Path(worker.__file__).parents[3])
+        environment["PYTHONPATH"] = str(Path(worker.__file__).parents[2])
     return environment
 
 
 def _command(prompts: Sequence[Tokens], lengths: Sequence[int]) -> dict[str, Any]:
     return {"prompts": [list(prompt) for prompt in prompts], "lengths": list(lengths)}
-
-
-def _checked(name: str, result: dict[str, Any], lengths: Sequence[int]) -> Generated:
-    """A comparison is void if an engine stopped early, so the lengths are part of the answer's contract."""
-    produced = [len(output) for output in result["outputs"]]
-    if produced != list(lengths):
-        raise BenchError(f"{name} produced {produced} tokens, asked for {list(lengths)}: lengths must be exact")
-    return Generated(result["outputs"], result["total_s"], result["first_s"], result["cpu_s"])

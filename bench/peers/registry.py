@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from radixlm.bench.peers import gguf_export
+from bench.peers import gguf_export
 
 TORCH = "torch==2.13.0"  # from an index that offers one, this release is the CPU build
 ADAPTERS = Path(__file__).parent

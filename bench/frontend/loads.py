@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import msgspec
 
-from radixlm.bench.frontend.engine import expected
-from radixlm.bench.frontend.server import Spelling
+from bench.frontend.engine import expected
+from bench.frontend.server import Spelling
 from radixlm.bench.http_stream import Answer, Connection, request
 from radixlm.bench.results import BenchError
 from radixlm.bench.surfaces import SURFACES
