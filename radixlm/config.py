@@ -48,7 +48,11 @@ class Config:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where the model runs.", group="device")
     threads: int | None = option(None, "CPU threads that compute.", group="device", low=1, high=1024)
-    attention: str = option("auto", "Attention backend: auto, reference, or one of the device's own.", group="device")
+    attention: str = option(
+        "auto",
+        "Attention backend: auto, reference, or one of the device's own (cuda: triton, flashinfer).",
+        group="device",
+    )
     ops: str = option("auto", "Op table: auto, torch, or one of the device's own.", group="device")
 
     deterministic: bool = option(

@@ -1,5 +1,7 @@
 """Attention over the paged KV pool: `plan` once per step writes into fixed buffers, `run` once per layer computes.
 
+Both are captured where steps are replayed; what a backend must do on the host for every step it does in `prepare`.
+
 Keys and values live in one tensor pair per layer, [cells, kv_heads, head_dim], where cell = page * page_size + offset.
 They are written before `run` by the op that applies the rotary embedding (`radixlm.ops.api.Ops.rope_write`).
 """
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from radixlm.types import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,12 @@ class KVStore(Protocol):
 
 class AttentionBackend(Protocol):
     """Causal attention of ragged chunks over the paged pool."""
+
+    def prepare(self, batch: Batch, starts: IntArray, lengths: IntArray) -> None:
+        """Before each step that is run, captured or replayed: its chunks as the host knows them, int32 [chunks].
+
+        Most backends read lengths on the device and have nothing to do here.
+        """
 
     def plan(self, batch: Batch) -> None: ...
 

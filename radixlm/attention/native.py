@@ -9,7 +9,7 @@ import struct
 
 import torch
 
-from radixlm.attention.api import AttentionShape, Batch, KVStore
+from radixlm.attention.api import AttentionBackend, AttentionShape, Batch, KVStore
 from radixlm.errors import ConfigError
 from radixlm.ops.build import BuildError
 from radixlm.ops.library import DTYPES, Kind, advise_huge_pages, load_library, new
@@ -21,7 +21,7 @@ _STEP = struct.Struct("@3q").pack
 _SHAPE = struct.Struct("@6i2f").pack
 
 
-class NativeAttention:
+class NativeAttention(AttentionBackend):
     """Implements `radixlm.attention.api.AttentionBackend` on CPU tensors."""
 
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from radixlm.attention.api import AttentionShape, Batch, KVStore
+from radixlm.attention.api import AttentionBackend, AttentionShape, Batch, KVStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class _Chunk:
     distance: torch.Tensor  # int64 [length, start + length]: query position - key position
 
 
-class Reference:
+class Reference(AttentionBackend):
     """Implements `radixlm.attention.api.AttentionBackend` on any device."""
 
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:

@@ -12,6 +12,8 @@ BACKENDS = {
     "native": "radixlm.attention.native:NativeAttention",
     "triton": "radixlm.attention.triton:TritonAttention",
     "triton_invariant": "radixlm.attention.triton:InvariantAttention",
+    "flashinfer": "radixlm.attention.flashinfer:FlashInferAttention",
+    "flashinfer_tuned": "radixlm.attention.flashinfer_tune:tuned",
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from radixlm.attention import hopper
-from radixlm.attention.api import AttentionShape, Batch, KVStore
+from radixlm.attention.api import AttentionBackend, AttentionShape, Batch, KVStore
 from radixlm.attention.hopper import HopperKernel
 from radixlm.attention.triton_kernel import ALONE, FIRST, SECOND, Kernel, Pages, Variant, Workspace
 from radixlm.attention.triton_schedule import Cut, Items, schedule
@@ -54,7 +54,7 @@ class _Planned:
     items: tuple[tuple[Kind, dict[int, Items]], ...]
 
 
-class TritonAttention:
+class TritonAttention(AttentionBackend):
     """Implements `radixlm.attention.api.AttentionBackend`. Rows of the result outside every chunk (padding) are undefined."""
 
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:

@@ -24,7 +24,18 @@ from radixlm.runner.kv import KVPool, KVShape
 from radixlm.version import __version__
 from radixlm.weights.cache import cache_folder
 
-_PACKAGES = ("torch", "triton", "numpy", "msgspec", "starlette", "uvicorn", "uvloop", "llguidance", "opentelemetry-sdk")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "msgspec",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "llguidance",
+    "opentelemetry-sdk",
+    "flashinfer-python",
+)
 Facts = dict[str, str]
 
 

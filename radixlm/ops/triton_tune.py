@@ -13,9 +13,10 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ _FINALISTS = 3  # of the candidates, measured again
 _LONG_MS = 40.0  # how long they run: in large products a card lowers its clock only after some time
 _COLD_BYTES = 256 << 20  # several times any L2 cache
 _MAX_COPIES = 64  # small weights stay in the cache in a real step too
+_T = TypeVar("_T")
 _NEIGHBOURS = (0.5, 0.75, 1.0, 1.5)  # of a row count: what is offered for these is tried too
 
 
@@ -87,10 +89,10 @@ def measure(weight: torch.Tensor) -> Choice:
 
 def _fastest_vector(weights: list[torch.Tensor]) -> Tiling | None:
     x, scale = _input(weights[0], 1)
-    best, best_us = None, MARGIN * _time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
+    best, best_us = None, MARGIN * time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
     for tiling in VECTORS:
         if tiling.fits(*weights[0].shape):
-            took_us = _time_us(
+            took_us = time_us(
                 lambda w, tiling=tiling: multiply_vector(norm(x, None, scale, 1.0)[0], w, None, tiling), weights
             )
             if took_us < best_us:
@@ -105,8 +107,8 @@ def _fastest_algorithm(weights: list[torch.Tensor], rows: int) -> bytes | None:
 
     def took_us(algorithm: bytes | None, ms: float) -> float:
         if algorithm is None:
-            return MARGIN * _time_us(lambda w: F.linear(x, w), weights, ms)
-        return _time_us(lambda w: cublaslt.multiply(x, w, algorithm), weights, ms)
+            return MARGIN * time_us(lambda w: F.linear(x, w), weights, ms)
+        return time_us(lambda w: cublaslt.multiply(x, w, algorithm), weights, ms)
 
     candidates = sorted(_candidates(weights[0], rows), key=lambda algorithm: took_us(algorithm, 0.0))
     return min((None, *candidates[:_FINALISTS]), key=lambda algorithm: took_us(algorithm, _LONG_MS))
@@ -125,7 +127,7 @@ def _input(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]
     return x, torch.ones_like(x[0])
 
 
-def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tensor], ms: float = 0.0) -> float:
+def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 0.0) -> float:
     """Median device time of one call, as in a step: in a graph, the weight in no cache, after it has run for so long."""
     compute(weights[0])
     torch.cuda.synchronize()

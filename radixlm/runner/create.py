@@ -66,7 +66,11 @@ class Defaults:
 DEFAULTS = {
     "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=1024),
     "cuda": Defaults(
-        ("triton", "torch"), ("triton", "reference"), max_running=256, tokens_per_step=2048, knee_tokens=128
+        ("triton", "torch"),
+        ("flashinfer_tuned", "triton", "reference"),
+        max_running=256,
+        tokens_per_step=2048,
+        knee_tokens=128,
     ),
 }
 
@@ -136,7 +140,7 @@ def _first(preferred: tuple[str, ...], asked: str, load: Callable[[str], _T]) ->
         try:
             return name, load(name)
         except (StartError, ImportError) as error:
-            logger.info("%s is not available here, a slower one is used: %s", name, error)
+            logger.info("%s is not taken here: %s", name, error)
     return last, load(last)
 
 

@@ -145,6 +145,7 @@ class CudaRunner:
         self._prompts = Prompts()
         self._pools = Pools()
         self._graphs = Graphs(sizes.max_graph_tokens)
+        self._batches: dict[Size, Batch] = {}
         self._covered = np.zeros(rows + 1, dtype=np.int32)
 
     @torch.inference_mode()
@@ -199,22 +200,9 @@ class CudaRunner:
 
     def _body(self, size: Size, *, whole: bool = False) -> None:
         """Hidden states of a staged step's sampling rows, and of all its tokens if that is asked or no more work."""
-        columns, tables = self._columns(size), self.tables
-        page_size = self._kv.shape.page_size
+        columns, tables, batch = self._columns(size), self.tables, self._batch(size)
         where = (columns.positions, columns.cells)
-        prepare(columns.tokens, columns.owners, where, tables.last_tokens, tables.device_pages, page_size)
-        chunks = slice(0, size.chunks)
-        batch = Batch(
-            columns.slots[chunks],
-            columns.starts[chunks],
-            columns.lengths[chunks],
-            columns.offsets[: size.chunks + 1],
-            columns.positions,
-            columns.cells,
-            page_table=tables.device_pages,
-            page_size=page_size,
-            max_length=1 if size.decode else size.tokens,
-        )
+        prepare(columns.tokens, columns.owners, where, tables.last_tokens, tables.device_pages, batch.page_size)
         self._attention.plan(batch)
         outputs = columns.outputs[: size.chunks]
         if whole or size.tokens <= len(outputs):
@@ -234,8 +222,30 @@ class CudaRunner:
     def _columns(self, size: Size) -> Columns[torch.Tensor]:
         return split(self._integers, size, self._sizes.max_running)
 
+    def _batch(self, size: Size) -> Batch:
+        """Where a staged step of this size is on the device: always the same places, so they are looked up once."""
+        if size not in self._batches:
+            self._batches[size] = self._lay_batch(size)
+        return self._batches[size]
+
+    def _lay_batch(self, size: Size) -> Batch:
+        columns, chunks = self._columns(size), slice(0, size.chunks)
+        return Batch(
+            columns.slots[chunks],
+            columns.starts[chunks],
+            columns.lengths[chunks],
+            columns.offsets[: size.chunks + 1],
+            columns.positions,
+            columns.cells,
+            page_table=self.tables.device_pages,
+            page_size=self._kv.shape.page_size,
+            max_length=1 if size.decode else size.tokens,
+        )
+
     def _stage(self, plan: Plan, size: Size) -> None:
-        lay_out(plan, split(self._upload.open(), size, self._sizes.max_running), self.tables, self._kv.shape)
+        columns = split(self._upload.open(), size, self._sizes.max_running)
+        lay_out(plan, columns, self.tables, self._kv.shape)
+        self._attention.prepare(self._batch(size), columns.starts[: size.chunks], columns.lengths[: size.chunks])
         self._upload.send(self._integers, num_integers(size.tokens, self._sizes.max_running))
 
     def _set_pages(self, plan: Plan) -> None:
