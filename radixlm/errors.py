@@ -117,6 +117,12 @@ class RequestTimeout(Error):
     type = "timeout_error"
 
 
+class BodyTimeout(RequestTimeout):
+    """The body of a request did not arrive in time."""
+
+    status = 408
+
+
 class Aborted(Error):
     """The request was aborted by its owner or an operator."""
 

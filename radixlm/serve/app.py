@@ -71,7 +71,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     hosts = Hosts(config)
-    guard = Guard(config, hosts)
+    guard = Guard(config, hosts, health)
     around = [*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)]
     app = _App(routes=[*_guarded(rows, guard)], middleware=around)
     app.router.redirect_slashes = False  # a redirect would be built from the Host header

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from radixlm.config import Config
 from radixlm.engine.caller import ALL_SCOPES, ANYBODY, Caller, enter
 from radixlm.errors import Unauthorized
+from radixlm.serve.health import Health
 from radixlm.serve.hosts import Hosts
 from radixlm.serve.keys import is_loopback, load_keys
 from radixlm.serve.routes import Endpoint, Row
@@ -22,13 +23,14 @@ _STRANGER = Caller(scopes=ALL_SCOPES - {"admin"})
 class Guard:
     """Lets in whom a row's scope allows."""
 
-    def __init__(self, config: Config, hosts: Hosts) -> None:
+    def __init__(self, config: Config, hosts: Hosts, health: Health) -> None:
         self._hosts = hosts
+        self._health = health
         self._keys = load_keys(config)
         self._without_keys = ANYBODY if is_loopback(config.host) else _STRANGER
 
     def around(self, row: Row) -> Endpoint:
-        """The row's endpoint behind access control. Raises Unauthorized or Forbidden before the body is read."""
+        """The row's endpoint behind access control. Raises Unauthorized, Forbidden or NotReady before the body is read."""
 
         async def guarded(request: Request) -> Response:
             request.scope["row"] = row
@@ -37,6 +39,8 @@ class Guard:
                 self._hosts.check_origin(request.scope)
                 caller = self._caller(request)
                 caller.require(row.scope)
+            if row.scope == "inference":
+                self._health.require_open()
             enter(caller)
             return await row.endpoint(request)
 

@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from radixlm.engine.validate import show
-from radixlm.errors import Aborted, InvalidRequest, PayloadTooLarge, RequestTimeout
+from radixlm.errors import Aborted, BodyTimeout, InvalidRequest, PayloadTooLarge
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -30,19 +30,20 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, counted while it arrives. Raises PayloadTooLarge, RequestTimeout or InvalidRequest."""
-    _check_content_type(request)
+    """The whole body, counted while it arrives. Raises PayloadTooLarge, BodyTimeout or InvalidRequest."""
+    given = dict(request.scope["headers"])
+    _check_content_type(given, request.scope["path"])
+    _check_size(int(given.get(b"content-length", 0)), max_bytes)  # digits, as the parser of HTTP has seen
     chunks: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(_READ_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > max_bytes:
-                    raise PayloadTooLarge(f"the body is over {max_bytes} bytes; send less or raise --max-body")
+                _check_size(size, max_bytes)
                 chunks.append(chunk)
     except TimeoutError:
-        raise RequestTimeout(f"the body did not arrive within {_READ_TIMEOUT_S:g} s") from None
+        raise BodyTimeout(f"the body did not arrive within {_READ_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
         raise Aborted("the client left before its body arrived") from None
     return b"".join(chunks)
@@ -97,12 +98,16 @@ def refuse_unknown(names: Sequence[str], kind: type[msgspec.Struct]) -> None:
         raise InvalidRequest(f"unknown field {show(names[0])}{hint}", param=names[0][:64])
 
 
-def _check_content_type(request: Request) -> None:
-    given = dict(request.scope["headers"])
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise PayloadTooLarge(f"the body is over {limit} bytes; send less or raise --max-body")
+
+
+def _check_content_type(given: dict[bytes, bytes], path: str) -> None:
     if given.get(b"content-encoding", b"identity").lower() != b"identity":
         raise InvalidRequest("Content-Encoding must be identity; send the body uncompressed", param="Content-Encoding")
     kind = given.get(b"content-type", b"application/json").decode("latin-1").partition(";")[0].strip().lower()
-    if kind == _CURLS_OWN and request.url.path.startswith("/api/"):
+    if kind == _CURLS_OWN and path.startswith("/api/"):
         return  # as Ollama's own examples send it; pages of other sites are known by their Origin
     if kind != "application/json" and not kind.endswith("+json"):
         text = f"Content-Type is {show(kind)}; it must be application/json (curl: -H 'Content-Type: application/json')"

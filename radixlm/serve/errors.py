@@ -55,7 +55,9 @@ def error_response(error: Error, encode: Callable[[Error], bytes] = encode_error
 
 
 def error_headers(error: Error) -> dict[str, str]:
-    """When to come back, or how to show a key."""
+    """When to come back, how to show a key, or that no more is read."""
+    if error.status == 408:
+        return {"connection": "close"}
     if error.status == 401:
         return {"www-authenticate": "Bearer"}
     if error.status not in (429, 503):

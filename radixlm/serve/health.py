@@ -54,7 +54,7 @@ class LiveStats(msgspec.Struct, kw_only=True):
 
 
 class Health(Surface):
-    """The routes that say how the server is. `draining` turns /ready to 503 while what runs may finish."""
+    """The routes that say how the server is. `draining`: new work and /ready get 503 while what runs may finish."""
 
     def __init__(self, frontend: Frontend, config: Config) -> None:
         super().__init__(frontend, config)
@@ -79,10 +79,14 @@ class Health(Surface):
 
     async def ready(self) -> replies.Status:
         """GET /ready: 200 if a request sent now would be taken; routers take a server out that says no."""
-        if self.draining:
-            raise NotReady("the server is shutting down")
+        self.require_open()
         await self._ask("ping")
         return replies.Status(status="ok")
+
+    def require_open(self) -> None:
+        """Raises NotReady while the server drains: new work goes to another."""
+        if self.draining:
+            raise NotReady("the server is shutting down")
 
     async def model_info(self) -> replies.ModelInfo:
         """GET /model_info."""

@@ -34,6 +34,7 @@ from radixlm.serve.outgoing import Outgoing
 logger = logging.getLogger(__name__)
 
 HEADER_S = 10.0
+PARTING_S = 1.0  # in place of it for those who come during a drain
 STALL_S = 60.0
 KEEP_ALIVE_S = 30
 _AFTER_DRAIN_S = 2.0
@@ -89,6 +90,7 @@ def _settings(app: Any, config: Config) -> uvicorn.Config:
 class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 with limits: on the time and the bytes of a request's headers, and on the time a full buffer stays full."""
 
+    header_s = HEADER_S
     _timer: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
     _num_bytes = 0
@@ -96,7 +98,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._outgoing = Outgoing(transport, self.loop)
         super().connection_made(self._outgoing)
-        self._timer = self.loop.call_later(HEADER_S, transport.close)
+        self._timer = self.loop.call_later(self.header_s, transport.close)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -108,7 +110,7 @@ class _Protocol(HttpToolsProtocol):
         if self._num_bytes > 2 * MAX_HEADER_BYTES:
             self.transport.close()
         elif self._timer is None:
-            self._timer = self.loop.call_later(HEADER_S, self.transport.close)
+            self._timer = self.loop.call_later(self.header_s, self.transport.close)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -206,12 +208,16 @@ class _Server(uvicorn.Server):
         self._started_callback()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections, then uvicorn's own."""
+        """uvicorn's own. As long as something runs, newcomers are told to go elsewhere: nobody else answers on this socket."""
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        await super().shutdown([])  # the socket is closed after the acceptor
         self._acceptor.close()
-        await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return _Protocol(self.config, self.server_state, self.lifespan.state)
+        protocol = _Protocol(self.config, self.server_state, self.lifespan.state)
+        protocol.header_s = PARTING_S if self.should_exit else HEADER_S
+        return protocol
 
     def _end(self) -> None:
         self.force_exit = self.should_exit

@@ -94,10 +94,12 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        writer = _Writer(self._events, start, send, scope.get(WRITE_NOW, _cannot), self._wire)
         try:
-            writer = _Writer(self._events, start, send, scope.get(WRITE_NOW, _cannot), self._wire)
             await until_disconnect(writer.run(), receive)
         except Aborted:
+            if not writer.started:
+                raise
             logger.debug("a client left in mid-stream")
 
 
@@ -119,7 +121,7 @@ class _Writer:
         self._send = send
         self._write_now = write_now
         self._loop = asyncio.get_running_loop()
-        self._started = False
+        self.started = False
         self._last_write = self._loop.time()
         self._writing = False
         self._ping: asyncio.Task[None] | None = None
@@ -138,23 +140,23 @@ class _Writer:
     async def _write_all(self, events: AsyncGenerator[bytes, None]) -> None:  # hot
         try:
             async for data in events:
-                if self._started and self._write_now(data):
+                if self.started and self._write_now(data):
                     self._last_write = self._loop.time()
                 else:
                     await self._write(data)
         except Error as error:
-            if not self._started:
+            if not self.started:
                 raise
             await self._write(self._wire.error(error))
         except Exception:
-            if not self._started:
+            if not self.started:
                 raise
             logger.exception("a stream failed")
             await self._write(self._wire.error(Error("internal error")))
 
     async def _write(self, data: bytes) -> None:
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             await self._send(self._start)
         self._writing = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -164,7 +166,7 @@ class _Writer:
     def _look(self) -> None:
         """What the timer does: starts a quiet stream and keeps it alive."""
         quiet = self._loop.time() - self._last_write
-        if not self._writing and (not self._started or quiet >= PING_S):
+        if not self._writing and (not self.started or quiet >= PING_S):
             self._ping = self._loop.create_task(self._write(self._wire.ping))
             quiet = 0.0
         self._timer = self._loop.call_later(max(0.1, PING_S - quiet), self._look)

@@ -17,7 +17,7 @@ import pytest
 
 from radixlm.config import Config
 from radixlm.errors import ConfigError, StartError
-from radixlm.serve import run
+from radixlm.serve import body, run
 from radixlm.serve.listen import bind, check_tls
 from radixlm.serve.sse import EventStream
 from tests.fake_engine import FAKE_INFO, FakeEngine, endless
@@ -70,8 +70,8 @@ def test_a_drain_lets_what_runs_finish():
 def test_a_drain_ends_what_runs_too_long_with_a_final_event():
     async def test(url: str, server: Server, stop: asyncio.Event) -> None:
         async with httpx.AsyncClient(base_url=url) as client:
-            body = {"prompt": "a", "max_tokens": 1000, "stream": True}
-            running = asyncio.ensure_future(client.post("/v1/completions", json=body))
+            asked = {"prompt": "a", "max_tokens": 1000, "stream": True}
+            running = asyncio.ensure_future(client.post("/v1/completions", json=asked))
             while not server.engine.num_open:
                 await asyncio.sleep(0.005)
             stop.set()
@@ -83,9 +83,9 @@ def test_a_drain_ends_what_runs_too_long_with_a_final_event():
 def test_a_client_that_closes_its_socket_aborts_its_request():
     async def test(url: str, server: Server, stop: asyncio.Event) -> None:
         reader, writer = await connect(url)
-        body = json.dumps({"prompt": "a", "max_tokens": 1000, "stream": True}).encode()
-        head = f"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        text = json.dumps({"prompt": "a", "max_tokens": 1000, "stream": True}).encode()
+        head = f"POST /generate HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        writer.write(head.encode() + text)
         await reader.readuntil(b"data: ")
         writer.close()
         while server.engine.num_open:
@@ -123,6 +123,66 @@ def test_half_a_request_is_closed_after_a_while(monkeypatch, sent):
         reader, writer = await connect(url)
         writer.write(sent)
         assert await asyncio.wait_for(reader.read(), 5) == b""
+
+    served(test)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/messages"])
+def test_half_a_body_is_answered_after_a_while_and_its_connection_closed(monkeypatch, path):
+    monkeypatch.setattr(body, "_READ_TIMEOUT_S", 0.2)
+
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        writer.write(head.encode() + b'{"a":')
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"timeout_error"' in answer
+
+    served(test)
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        reader, writer = await connect(url)
+        head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 413 ")
+
+    served(test)
+
+
+def test_a_draining_server_still_tells_newcomers_to_go_elsewhere():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            asked = {"prompt": "a", "max_tokens": 100}
+            running = asyncio.ensure_future(client.post("/generate", json=asked))
+            while not server.engine.num_open:
+                await asyncio.sleep(0.005)
+            stop.set()
+            await asyncio.sleep(0.1)
+            async with httpx.AsyncClient(base_url=url, timeout=1) as newcomer:
+                health, refused = await newcomer.get("/health"), await newcomer.post("/generate", json=asked)
+            for answer in (health, refused):
+                assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+                assert answer.json()["error"]["code"] == "not_ready"
+                assert int(answer.headers["retry-after"]) >= 1
+            assert (await running).json()["usage"]["completion_tokens"] == 100
+
+    served(test)
+
+
+def test_a_drain_does_not_wait_for_newcomers_that_say_nothing():
+    async def test(url: str, server: Server, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            running = asyncio.ensure_future(client.post("/generate", json={"prompt": "a", "max_tokens": 100}))
+            while not server.engine.num_open:
+                await asyncio.sleep(0.005)
+            stop.set()
+            await asyncio.sleep(0.1)
+            reader, _ = await connect(url)
+            await running
+            assert await asyncio.wait_for(reader.read(), 5) == b""
 
     served(test)
 

@@ -66,6 +66,19 @@ def test_a_client_that_leaves_aborts_its_request(path, stream):
     with_server(test, continuation=endless, delay_s=0.005)
 
 
+def test_a_client_that_leaves_before_the_first_event_is_counted_as_one_that_left():
+    async def test(server: Server):
+        client = Client(server, "/generate", {**LONG, "stream": True})
+        while not server.engine.num_open:
+            await asyncio.sleep(0.002)
+        client.leave()
+        await client.task
+        counted = server.frontend.metrics.exposition({}).decode()
+        assert 'radixlm_http_requests_total{route="/generate",status="499"} 1.0' in counted
+
+    with_server(test, continuation=endless, delay_s=0.5)
+
+
 def test_a_client_that_leaves_aborts_all_its_choices():
     async def test(server: Server):
         client = Client(server, "/v1/completions", {**LONG, "prompt": ["a", "b"], "n": 2, "stream": True})
