@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import logging
 import math
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from radixlm.config import Config
@@ -44,20 +42,18 @@ async def serve(
     frontend: Frontend,
     config: Config,
     ready: Callable[[str], None],
-    stop: asyncio.Event | None = None,
+    stop: asyncio.Event,
     listener: socket.socket | None = None,
 ) -> None:
-    """Serves until `stop`, or without one until SIGINT or SIGTERM; a second signal ends at once.
+    """Serves until `stop`, on `listener`, or without one on the address of the options.
 
-    Serves on `listener`, or without one on the address of the options. Calls `ready` with the URL once it listens. The
-    frontend stays open. Raises StartError if the address cannot be bound.
+    Calls `ready` with the URL once it listens. The frontend stays open. Raises StartError if the address cannot be bound.
     """
     check_exposure(config)
     app = create_app(frontend, config)
     listener = listener or bind(config.host, config.port)
-    server = _Server(_settings(app, config), _Drain(frontend, app.state.health, config.drain_timeout), stop)
     try:
-        await server.run_on(listener, lambda: ready(url_of(listener, config)))
+        await _Server(app, frontend, config).run_on(listener, lambda: ready(url_of(listener, config)), stop)
     finally:
         listener.close()
 
@@ -71,7 +67,7 @@ def loop_factory() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _settings(app: Any, config: Config) -> uvicorn.Config:
+def _settings(app: Starlette, config: Config) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_Protocol,
@@ -152,53 +148,31 @@ class _Protocol(HttpToolsProtocol):
             self._timer = None
 
 
-class _Drain:
-    """What happens between the first signal and the end: /ready says no, and after the limit what runs is aborted."""
+class _Server(uvicorn.Server):
+    """uvicorn's server, told to stop by an event. Then it drains: /ready says no, and after the limit what runs is aborted."""
 
-    def __init__(self, frontend: Frontend, health: Health, limit_s: float) -> None:
+    def __init__(self, app: Starlette, frontend: Frontend, config: Config) -> None:
+        super().__init__(_settings(app, config))
+        self._health: Health = app.state.health
         self._frontend = frontend
-        self._health = health
-        self._limit_s = limit_s
-        self._abort: asyncio.Task[None] | None = None
+        self._limit_s = config.drain_timeout
 
-    def begin(self) -> None:
-        """Starts the clock; later calls change nothing."""
-        if self._abort is None:
-            self._health.draining = True
-            self._abort = asyncio.get_running_loop().create_task(self._abort_later())
+    async def run_on(self, listener: socket.socket, started: Callable[[], None], stop: asyncio.Event) -> None:
+        """Serves; `started` is called once connections are accepted."""
+        self._started_callback = started
+        watch = asyncio.ensure_future(self._drain_after(stop))
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            watch.cancel()
 
-    async def _abort_later(self) -> None:
+    async def _drain_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._health.draining = self.should_exit = True
         await asyncio.sleep(self._limit_s)
         logger.warning("aborting what still runs after %g s of draining", self._limit_s)
         with contextlib.suppress(Error):
             await self._frontend.engine.control("abort_all")
-
-    def end(self) -> None:
-        """The server has ended."""
-        if self._abort is not None:
-            self._abort.cancel()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, told to stop by an event or by signals that end nothing but it."""
-
-    def __init__(self, settings: uvicorn.Config, drain: _Drain, stop: asyncio.Event | None) -> None:
-        super().__init__(settings)
-        self._drain = drain
-        self._stop = stop
-
-    async def run_on(self, listener: socket.socket, started: Callable[[], None]) -> None:
-        """Serves; `started` is called once connections are accepted."""
-        self._started_callback = started
-        watch = asyncio.ensure_future(self._stop.wait()) if self._stop is not None else None
-        if watch is not None:
-            watch.add_done_callback(lambda task: None if task.cancelled() else self._end())
-        try:
-            await self.serve(sockets=[listener])
-        finally:
-            self._drain.end()
-            if watch is not None:
-                watch.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own with another acceptor, then the callback."""
@@ -219,22 +193,7 @@ class _Server(uvicorn.Server):
         protocol.header_s = PARTING_S if self.should_exit else HEADER_S
         return protocol
 
-    def _end(self) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
-        self._drain.begin()
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals begin the drain, and are not raised again afterwards: a drained server has ended well."""
-        if self._stop is not None or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self._end)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        """Signals are the supervisor's."""
+        yield
