@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import msgspec
@@ -11,6 +12,7 @@ from radixlm.engine.core import Core
 from radixlm.engine.grammars import grammar_of, token_vocabulary
 from radixlm.engine.reading import Reading, load_reading
 from radixlm.grammar.service import Grammars
+from radixlm.ops.build import BuildError, build
 from radixlm.runner.create import create_runner
 from radixlm.sched.constrain import Constraints
 from radixlm.text.stops import make_stop
@@ -19,8 +21,12 @@ from radixlm.text.stops import make_stop
 def create_core(config: Config, reading: Reading | None = None, *, serving: bool = False) -> Core:
     """Loads the model; `reading` is its text side if that is loaded already. Raises StartError in one line with a remedy.
 
-    Who is `serving` strangers has the process that guards grammars from the start, so that nobody's first one waits for it.
+    Who is `serving` strangers has what compiles grammars from the start, so that nobody's first one waits for it: the C library,
+    which frontends and the guard use too, and the process that guards grammars.
     """
+    if serving:
+        with contextlib.suppress(BuildError):  # whoever needs it says so in the log
+            build()
     reading = reading or load_reading(config)
     runner, info = create_runner(config)
     own = reading.tokenizer.eos_id  # often the end of a turn, where the model's config names the end of a text

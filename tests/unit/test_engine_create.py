@@ -1,0 +1,29 @@
+"""What an engine has ready before it says that it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from radixlm.config import Config
+from radixlm.engine.create import create_core
+from radixlm.ops.build import find_compiler
+from radixlm.weights.byte_tokenizer import write_byte_tokenizer
+from radixlm.weights.shapes import SHAPES
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler here")
+def test_what_compiles_grammars_is_there_before_the_first_one_whatever_kernels_compute(tmp_path: Path, monkeypatch):
+    (quick := tmp_path / "cc").write_text(f'#!/bin/sh\nexec {find_compiler().path} "$@" -O0\n')
+    quick.chmod(0o700)
+    monkeypatch.setenv("CC", str(quick))
+    monkeypatch.setenv("RADIXLM_CACHE_DIR", str(tmp_path / "cache"))
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["tiny"]))
+    config = Config(
+        model=str(tmp_path), load_format="dummy", kv_tokens=64, device="cpu", ops="torch", attention="reference"
+    )
+    core = create_core(config, serving=True)
+    core.stop()
+    core.run()  # ends what compiles
+    assert list((tmp_path / "cache" / "kernels").glob("radix-*.so"))
