@@ -14,10 +14,10 @@ from radixlm.bench.kind import numbers, option
 from radixlm.bench.results import Sheet, percentile
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.engine.fake_runner import FakeRunner
 from radixlm.sched.limits import Limits
 from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Part, Request, SamplingParams, to_bytes
+from tests.fake_runner import FakeRunner
 
 PROMPT = 24  # tokens; short, because the fake runner reads the whole context of every row at every step
 MATCHED = 4096  # tokens

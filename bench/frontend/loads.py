@@ -141,7 +141,7 @@ async def _one(server: Spelling, free: list[Connection], found: Requests, num_to
         free.append(connection)
     if answer.status in (429, 503):
         found.refused_s.append(elapsed)
-        found.num_without_retry_after += b"\r\nretry-after:" not in answer.head
+        found.num_without_retry_after += b"retry-after" not in answer.headers
     elif answer.status == 200:
         found.seconds.append(elapsed)
     else:

@@ -1,7 +1,7 @@
 """An HTTP/1.1 client that only posts and times what streams back. It must not be the bottleneck of what it measures.
 
-While an answer streams it does no more than find chunk borders, append bytes and note the time; nothing is parsed before
-the answer is complete. One object is one kept-alive connection, used by one request at a time.
+While an answer streams it does no more than append bytes and note the time; what they say is not read before the answer is
+complete. One object is one kept-alive connection, used by one request at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import cast
 
+from httptools import HttpResponseParser
+
 
 @dataclass
 class Answer:
@@ -19,7 +21,7 @@ class Answer:
     status: int = 0
     body: bytearray = field(default_factory=bytearray)
     marks: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
-    head: bytes = b""  # in lower case
+    headers: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])  # names in lower case
 
     def events(self) -> list[tuple[float, bytes]]:
         """Server-sent events as (time of their last byte, data), in order, without the closing [DONE]."""
@@ -44,11 +46,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._answer = Answer()
-        self._pending = bytearray()  # received and not yet understood
-        self._left = -1  # bytes of the body or of the chunk that are still to come; -1: its head is still to come
-        self._size = 0  # of the chunk under way
-        self._in_head = True
-        self._chunked = False
+        self._parser = HttpResponseParser(self)
 
     @property
     def usable(self) -> bool:
@@ -64,7 +62,7 @@ class Connection(asyncio.Protocol):
         """Sends a whole request and waits for the whole answer. Raises ConnectionError if the server goes away."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionError("the connection is closed")
-        self._answer, self._in_head, self._left = Answer(), True, -1
+        self._answer = Answer()
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(message)
         return await self._waiter
@@ -87,60 +85,25 @@ class Connection(asyncio.Protocol):
             )
 
     def data_received(self, data: bytes) -> None:  # hot
-        now = time.perf_counter()
-        self._pending += data
-        if self._in_head and not self._read_head():
-            return
-        before = len(self._answer.body)
-        done = self._read_chunks() if self._chunked else self._read_plain()
+        now, before = time.perf_counter(), len(self._answer.body)
+        self._parser.feed_data(data)
         if len(self._answer.body) > before:
             self._answer.marks.append((now, len(self._answer.body)))
-        if done and self._waiter is not None and not self._waiter.done():
+
+    # -- what the parser finds ----------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._answer.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._answer.status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:  # hot
+        self._answer.body += body
+
+    def on_message_complete(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(self._answer)
-
-    def _read_head(self) -> bool:
-        end = self._pending.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        head = bytes(self._pending[:end]).lower()
-        del self._pending[: end + 4]
-        self._in_head = False
-        self._answer.head = head
-        self._answer.status = int(head.split(b" ", 2)[1])
-        self._chunked = b"\r\ntransfer-encoding: chunked" in head
-        if not self._chunked:
-            _, _, rest = head.partition(b"\r\ncontent-length:")
-            self._left = int(rest.split(b"\r\n", 1)[0] or 0)
-        return True
-
-    def _read_plain(self) -> bool:
-        self._left -= len(self._pending)
-        self._answer.body += self._pending
-        self._pending.clear()
-        return self._left <= 0
-
-    def _read_chunks(self) -> bool:  # hot
-        """Moves what has come of the chunks to the body; True after the last one, which is empty."""
-        pending, at = self._pending, 0
-        while True:
-            if self._left < 0:
-                line = pending.find(b"\r\n", at)
-                if line < 0:
-                    break
-                self._size = int(pending[at:line].split(b";")[0], 16)
-                self._left, at = self._size + len(b"\r\n"), line + 2
-            take = min(self._left - 2, len(pending) - at)
-            if take > 0:
-                self._answer.body += memoryview(pending)[at : at + take]
-                self._left, at = self._left - take, at + take
-            if len(pending) - at < self._left:
-                break
-            at, self._left = at + 2, -1
-            if self._size == 0:
-                pending.clear()
-                return True
-        del pending[:at]
-        return False
 
 
 def request(host: str, path: str, body: bytes, key: str = "") -> bytes:

@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from radixlm.errors import InvalidRequest
 from radixlm.grammar.automaton.charset import CharSet
-from radixlm.grammar.automaton.regex import Anchor, Atom, Choice, Node, Repeat, parse_regex
+from radixlm.grammar.automaton.nfa import Nfa
+from radixlm.grammar.automaton.regex import Node, parse_regex
 
 MAX_PATTERN_BYTES = 256
 MAX_NESTING = 32
@@ -67,51 +68,20 @@ class Automaton:
                 f"the stop_regex patterns unfold to {total} states; the limit is {MAX_STATES}: repeat less in {{m,n}}",
                 param="stop_regex",
             )
-        self.accepts: list[Chars] = []
-        self.nexts: list[tuple[int, ...]] = []
-        self.pattern: dict[int, str] = {}
-        entries: list[int] = []
-        for pattern, node in zip(patterns, nodes):
-            end = self._add(NOTHING)
-            self.pattern[end] = pattern
-            entries.append(self._build(node, end))
-        initial, empty = self.closure([(self._add(NOTHING, *entries), 0)])
+        nfa, self.pattern = Nfa(), dict[int, str]()
+        for pattern in patterns:
+            self.pattern[nfa.state()] = pattern
+        start = nfa.state(*map(nfa.add, nodes, list(self.pattern)))
+        if nfa.anchors:
+            raise InvalidRequest("a stop_regex has an anchor, which would look beyond the match", param="stop_regex")
+        self.accepts = [_chars(reads[0][0]) if reads else NOTHING for reads in nfa.reads]
+        self.nexts = [(reads[0][1],) if reads else tuple(moves) for reads, moves in zip(nfa.reads, nfa.moves)]
+        initial, empty = self.closure([(start, 0)])
         self.initial = tuple(initial)
         if empty is not None:
             raise InvalidRequest(
                 f"stop_regex {empty[1]!r} matches the empty text and would stop at once", param="stop_regex"
             )
-
-    def _add(self, accepts: Chars, *nexts: int) -> int:
-        self.accepts.append(accepts)
-        self.nexts.append(nexts)
-        return len(self.nexts) - 1
-
-    def _build(self, node: Node, after: int) -> int:
-        """Adds the states of a node that goes on to `after`; returns its entry."""
-        if isinstance(node, Atom):
-            return self._add(_chars(node.chars), after)
-        if isinstance(node, Anchor):
-            raise InvalidRequest("a stop_regex has an anchor, which would look beyond the match", param="stop_regex")
-        if isinstance(node, Choice):
-            return self._add(NOTHING, *[self._build(item, after) for item in node.items])
-        if isinstance(node, Repeat):
-            return self._build_repeat(node, after)
-        for item in reversed(node.items):
-            after = self._build(item, after)
-        return after
-
-    def _build_repeat(self, node: Repeat, after: int) -> int:
-        entry = after
-        if node.high is None:
-            entry = self._add(NOTHING)  # the loop
-            self.nexts[entry] = (self._build(node.item, entry), after)
-        else:
-            for _ in range(node.high - node.low):
-                entry = self._add(NOTHING, self._build(node.item, entry), after)
-        for _ in range(node.low):
-            entry = self._build(node.item, entry)
-        return entry
 
     def closure(self, steps: list[tuple[int, int]]) -> tuple[dict[int, int], tuple[int, str] | None]:
         """The waiting states that these reach, with their earliest starts, and the earliest match that is complete."""

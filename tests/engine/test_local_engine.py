@@ -10,10 +10,10 @@ import pytest
 
 from radixlm.config import Config
 from radixlm.engine.core import Core
-from radixlm.engine.fake_runner import FakeRunner, continuation, fake_info
 from radixlm.engine.local import LocalEngine
 from radixlm.errors import EngineDied, QueueFull
 from radixlm.types import Part, Request, SamplingParams, from_bytes, to_bytes
+from tests.fake_runner import FakeRunner, continuation, fake_info
 
 VOCAB = 256
 

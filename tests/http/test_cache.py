@@ -9,11 +9,11 @@ import pytest
 
 from radixlm.config import Config
 from radixlm.engine.core import Core
-from radixlm.engine.fake_runner import FakeRunner, fake_info
 from radixlm.engine.local import LocalEngine
 from radixlm.errors import NotReady
 from radixlm.messages import ShowCache
 from radixlm.serve.keys import hash_of
+from tests.fake_runner import FakeRunner, fake_info
 from tests.http.harness import Server
 
 SYSTEM = {"role": "system", "content": "You are a teacher of geography who answers in one short sentence."}

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from radixlm.config import Config
 from radixlm.engine.client import RemoteEngine
 from radixlm.engine.core import Core
-from radixlm.engine.fake_runner import FakeRunner, fake_info
 from radixlm.engine.server import Server as EngineServer
 from radixlm.errors import Aborted
+from tests.fake_runner import FakeRunner, fake_info
 from tests.http.harness import Server
 
 A, B, ADMIN = {"x-api-key": "key-of-a"}, {"x-api-key": "key-of-b"}, {"x-api-key": "the-admins-key"}

@@ -10,7 +10,6 @@ from functools import partial
 
 from radixlm.config import Config
 from radixlm.engine.core import Core
-from radixlm.engine.fake_runner import FakeRunner, fake_info
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.local import LocalEngine
 from radixlm.errors import NotReady
@@ -18,6 +17,7 @@ from radixlm.lang.backends.local import LocalBackend
 from radixlm.sched.plan import Plan
 from radixlm.text.stops import make_stop
 from radixlm.text.template import ChatTemplate
+from tests.fake_runner import FakeRunner, fake_info
 from tests.http.harness import TEMPLATE, TOKENIZER
 
 VOCAB = 257

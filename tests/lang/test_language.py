@@ -10,12 +10,12 @@ from typing import Literal
 import pytest
 
 import radixlm as sgl
-from radixlm.engine.fake_runner import FakeRunner
 from radixlm.errors import InvalidRequest
 from radixlm.lang.chat import TemplateChat
 from radixlm.lang.ir import Argument, Branch, Close, Context, Fork, Gen, Open, Program, Ref, Select, Text, verify
 from radixlm.messages import ShowCache
 from radixlm.text.template import ChatTemplate
+from tests.fake_runner import FakeRunner
 from tests.lang.harness import fake_backend
 
 

@@ -10,12 +10,12 @@ from typing import Any, Self
 from radixlm.config import Config
 from radixlm.engine.api import Engine
 from radixlm.engine.core import Core
-from radixlm.engine.fake_runner import FakeRunner, fake_info
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.local import LocalEngine
 from radixlm.serve.run import serve
 from radixlm.text.template import ChatTemplate
 from tests.fake_engine import FakeEngine
+from tests.fake_runner import FakeRunner, fake_info
 from tests.http.harness import TOKENIZER
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"  # a model that echoes says what it was told

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from radixlm.engine.fake_runner import FakeRunner, continuation, vector_of
 from radixlm.messages import Ended, Forced, PartEnded, Pooled
 from radixlm.sched.audit import audit
 from radixlm.sched.constrain import Constraints
 from radixlm.sched.limits import Limits
 from radixlm.sched.scheduler import Scheduler
 from radixlm.types import Finish, Part, Request, SamplingParams, from_bytes, to_bytes
+from tests.fake_runner import FakeRunner, continuation, vector_of
 
 VOCAB = 64
 EOS = 0

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import radixlm as sgl
-from radixlm.engine.fake_runner import continuation
 from radixlm.types import SamplingParams
+from tests.fake_runner import continuation
 from tests.http.harness import TOKENIZER
 from tests.lang.harness import VOCAB, fake_backend
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixlm.engine.fake_runner import continuation
 from radixlm.grammar.api import allowed
 from radixlm.sched import proposer
 from radixlm.sched.constrain import Constraining, Constraints
@@ -19,6 +18,7 @@ from radixlm.sched.parts import Parts
 from radixlm.sched.planner import Planner
 from radixlm.sched.proposer import Proposer
 from radixlm.types import SamplingParams
+from tests.fake_runner import continuation
 from tests.property.harness import Drive
 from tests.property.test_constrained import EOS, SAMPLINGS, TOKENS, VOCABULARY, check, encode, grammar
 

@@ -43,6 +43,42 @@ class Nfa:
                 todo += others[state] if state < len(others) else ()
         return seen
 
+    def accepts(self, text: str) -> bool:
+        """Whether a text is matched, walked place by place."""
+        states = self.reach([self.start])
+        for char in map(ord, text):
+            states = self.reach(to for s in states for chars, to in self.reads[s] if charset.contains(chars, char))
+        return self.end in states
+
+    def add(self, node: Node, after: int) -> int:
+        """Adds the states of a node that goes on to `after`; returns its entry."""
+        if isinstance(node, Repeat):
+            return self._add_repeat(node, after)
+        if isinstance(node, Choice):
+            return self.state(*[self.add(item, after) for item in node.items])
+        if isinstance(node, Atom | Anchor):
+            entry = self.state()
+            if isinstance(node, Atom):
+                self.reads[entry].append((node.chars, after))
+            else:
+                self.anchors.append((entry, node.at_end, after))
+            return entry
+        for item in reversed(node.items):
+            after = self.add(item, after)
+        return after
+
+    def _add_repeat(self, node: Repeat, after: int) -> int:
+        entry = after
+        if node.high is None:
+            entry = self.state()  # the loop
+            self.moves[entry] = [self.add(node.item, entry), after]
+        else:
+            for _ in range(node.high - node.low):
+                entry = self.state(self.add(node.item, entry), after)
+        for _ in range(node.low):
+            entry = self.add(node.item, entry)
+        return entry
+
     def add_to(self, builder: Builder, entry: int, after: int, *, json: bool) -> None:
         """Adds the automaton to a program, between two states; with `json` over the spelling of JSON strings."""
         states = [builder.state() for _ in self.reads]
@@ -53,37 +89,6 @@ class Nfa:
                 builder.move(state, states[target])
         builder.move(entry, states[self.start])
         builder.move(states[self.end], after)
-
-
-def _add(nfa: Nfa, node: Node, after: int) -> int:
-    """Adds the states of a node that goes on to `after`; returns its entry."""
-    if isinstance(node, Repeat):
-        return _add_repeat(nfa, node, after)
-    if isinstance(node, Choice):
-        return nfa.state(*[_add(nfa, item, after) for item in node.items])
-    if isinstance(node, Atom | Anchor):
-        entry = nfa.state()
-        if isinstance(node, Atom):
-            nfa.reads[entry].append((node.chars, after))
-        else:
-            nfa.anchors.append((entry, node.at_end, after))
-        return entry
-    for item in reversed(node.items):
-        after = _add(nfa, item, after)
-    return after
-
-
-def _add_repeat(nfa: Nfa, node: Repeat, after: int) -> int:
-    entry = after
-    if node.high is None:
-        entry = nfa.state()  # the loop
-        nfa.moves[entry] = [_add(nfa, node.item, entry), after]
-    else:
-        for _ in range(node.high - node.low):
-            entry = nfa.state(_add(nfa, node.item, entry), after)
-    for _ in range(node.low):
-        entry = _add(nfa, node.item, entry)
-    return entry
 
 
 def _settle_anchors(nfa: Nfa) -> None:
@@ -122,10 +127,10 @@ def regex_nfa(pattern: str, dialect: Dialect = "python", *, search: bool = False
         raise Unsupported(f"the regex unfolds to {node.num_states} states; the limit is {MAX_STATES // 2}: repeat less")
     nfa = Nfa()
     nfa.end = nfa.state()
-    after = _add(nfa, _GAP, nfa.end) if search else nfa.end
-    nfa.start = _add(nfa, node, after)
+    after = nfa.add(_GAP, nfa.end) if search else nfa.end
+    nfa.start = nfa.add(node, after)
     if search:
-        nfa.start = _add(nfa, _GAP, nfa.start)
+        nfa.start = nfa.add(_GAP, nfa.start)
     if nfa.anchors:
         _settle_anchors(nfa)
     return nfa

@@ -174,26 +174,7 @@ def matches(language: Language, text: str) -> bool:
         case Not(item):
             return not matches(item, text)
         case Pattern() | Between():
-            return _runs(_nfa(language), text)
-
-
-def _runs(nfa: Nfa, text: str) -> bool:
-    """Whether an automaton accepts a text, walked place by place."""
-    states = _closure(nfa, {nfa.start})
-    for char in map(ord, text):
-        states = _closure(
-            nfa, {to for state in states for chars, to in nfa.reads[state] if charset.contains(chars, char)}
-        )
-    return nfa.end in states
-
-
-def _closure(nfa: Nfa, states: set[int]) -> set[int]:
-    todo = list(states)
-    while todo:
-        fresh = [state for state in nfa.moves[todo.pop()] if state not in states]
-        states.update(fresh)
-        todo += fresh
-    return states
+            return _nfa(language).accepts(text)
 
 
 def positive(language: Language) -> Nfa | None:
