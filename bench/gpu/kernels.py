@@ -174,13 +174,6 @@ class _Without(TritonOps):
             return super().rope_write(qkv, rope, cells, kv)
         return qkv.flatten()[: len(qkv) * rope.num_heads * rope.head_dim].view(len(qkv), rope.num_heads, rope.head_dim)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return (
-            gate_up.view(2 * len(gate_up), -1)[: len(gate_up)]
-            if self._left_out == "silu"
-            else super().silu_mul(gate_up)
-        )
-
 
 class _NoAttention(TritonAttention):
     """Returns the queries."""

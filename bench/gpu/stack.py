@@ -11,14 +11,14 @@ from bench.gpu import shapes
 from radixlm.attention.api import AttentionBackend, Batch
 from radixlm.ops.api import Ops, Rope, Weight
 from radixlm.ops.triton import TritonOps, TritonWeight
-from radixlm.ops.triton_tune import Choice
+from radixlm.ops.triton_tune import UNTUNED
 
 
 class LibraryLinear(TritonOps):
     """The Triton op table with every product left to the library: what the own products gain."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight:
-        return TritonWeight(weight, bias, Choice())
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TritonWeight:
+        return TritonWeight(weight, bias, UNTUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,10 @@ class Stack:
     def __init__(self, tensors: list[dict[str, torch.Tensor]], head: torch.Tensor, ops: Ops) -> None:
         self.ops = ops
         ones = torch.ones(shapes.HIDDEN, dtype=torch.bfloat16, device="cuda")
-        pack = {name: [ops.pack(layer[name], None) for layer in tensors] for name in ("qkv", "o", "gate-up", "down")}
+        pack = {
+            name: [ops.pack(layer[name], None, gated=name == "gate-up") for layer in tensors]
+            for name in ("qkv", "o", "gate-up", "down")
+        }
         self._layers = [Layer(*weights, norms=(ones, ones)) for weights in zip(*pack.values(), strict=True)]
         self._head, self._norm, self._embedding = ops.pack(head, None), ones, head
         self._cos_sin = torch.randn((16384, shapes.DIM), device="cuda").clamp(-1, 1)
@@ -53,7 +56,7 @@ class Stack:
             x, residual = ops.norm(x, residual, layer.norms[0], 1e-5)
             q = ops.rope_write(ops.linear(x, layer.qkv), rope, batch.cells, pool.layer(index))
             x, residual = ops.norm(ops.linear(attention.run(q, index), layer.o), residual, layer.norms[1], 1e-5)
-            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            x = ops.linear(ops.gated(x, layer.gate_up), layer.down)
         x, _ = ops.norm(x, residual, self._norm, 1e-5)
         last = x if len(x) == len(batch.slots) else x.index_select(0, batch.offsets[1:] - 1)
         return ops.linear(last, self._head).argmax(dim=-1)

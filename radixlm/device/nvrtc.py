@@ -17,11 +17,16 @@ from radixlm.errors import StartError
 
 _MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _SWIZZLE_128, _PROMOTE_256 = 3, 3  # of CUtensorMapSwizzle and CUtensorMapL2promotion
-_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_CLUSTER, _OVERLAP = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION and _PROGRAMMATIC_STREAM_SERIALIZATION
 
 
 class _Attribute(ctypes.Structure):
-    _fields_ = (("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("padding", ctypes.c_int),
+        ("value", ctypes.c_int * 3),
+        ("rest", ctypes.c_int * 13),
+    )
 
 
 class _Launch(ctypes.Structure):
@@ -38,21 +43,20 @@ class _Launch(ctypes.Structure):
 class Function:
     """A kernel whose arguments are structures. Launches can be captured in a CUDA graph."""
 
-    def __init__(self, image: bytes, name: str, threads: int, shared_bytes: int) -> None:
+    def __init__(self, image: bytes, name: str, threads: int, shared_bytes: int, *, cluster: int = 1) -> None:
         module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
         check(_driver().cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         check(_driver().cuModuleGetFunction(ctypes.byref(self._handle), module, name.encode()), "cuModuleGetFunction")
         check(_driver().cuFuncSetAttribute(self._handle, _MAX_SHARED_BYTES, shared_bytes), "cuFuncSetAttribute")
         self._threads = threads
         self._shared_bytes = shared_bytes
-        self._overlap = _Attribute(id=_OVERLAP, value=1)
+        overlap, programs = _Attribute(id=_OVERLAP, value=(1, 0, 0)), _Attribute(id=_CLUSTER, value=(cluster, 1, 1))
+        self._attributes = (_Attribute * 2)(overlap, programs)
 
     def launch(self, programs: int, *arguments: ctypes.Structure) -> None:
         """On the current stream, as soon as the kernel before lets it start (see `radixlm.ops.triton_launch`)."""
         stream = torch.cuda.current_stream().cuda_stream
-        launch = _Launch(
-            (programs, 1, 1), (self._threads, 1, 1), self._shared_bytes, stream, ctypes.pointer(self._overlap), 1
-        )
+        launch = _Launch((programs, 1, 1), (self._threads, 1, 1), self._shared_bytes, stream, self._attributes, 2)
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         check(_driver().cuLaunchKernelEx(ctypes.byref(launch), self._handle, addresses, None), "cuLaunchKernelEx")
 

@@ -104,7 +104,7 @@ class Decoder:
             if rows is not None and index == config.num_layers - 1:  # past here nothing mixes tokens: drop the others
                 x, residual = x[rows], residual[rows]
             x, residual = ops.norm(ops.linear(x, layer.o), residual, layer.mlp_norm, config.rms_norm_eps)
-            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            x = ops.linear(ops.gated(x, layer.gate_up), layer.down)
         return ops.norm(x, residual, tensors.norm, config.rms_norm_eps)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

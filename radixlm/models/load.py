@@ -98,7 +98,7 @@ class Loader:
             o=self._linear(((o, hidden),), queries, bias=config.o_bias),
             mlp_norm=self._take(f"{at}post_attention_layernorm.weight", hidden),
             gate_up=self._linear(
-                ((f"{at}mlp.gate_proj", inner), (f"{at}mlp.up_proj", inner)), hidden, bias=config.mlp_bias
+                ((f"{at}mlp.gate_proj", inner), (f"{at}mlp.up_proj", inner)), hidden, bias=config.mlp_bias, gated=True
             ),
             down=self._linear(((f"{at}mlp.down_proj", hidden),), inner, bias=config.mlp_bias),
         )
@@ -112,11 +112,13 @@ class Loader:
         q, k = (self._take(f"{at}self_attn.{name}_norm.weight", self._config.head_dim) for name in "qk")
         return q, k, self._config.rms_norm_eps
 
-    def _linear(self, parts: tuple[tuple[str, int], ...], in_features: int, *, bias: bool) -> Weight:
+    def _linear(
+        self, parts: tuple[tuple[str, int], ...], in_features: int, *, bias: bool, gated: bool = False
+    ) -> Weight:
         """Matrices that read the same input, stacked: each part is (name, output features)."""
         weights = [self._take(f"{name}.weight", rows, in_features) for name, rows in parts]
         biases = [self._take(f"{name}.bias", rows) for name, rows in parts] if bias else None
-        return self._ops.pack(_stack(weights), _stack(biases) if biases else None)
+        return self._ops.pack(_stack(weights), _stack(biases) if biases else None, gated=gated)
 
     def _take(self, name: str, *shape: int) -> torch.Tensor:
         tensor = self._checkpoint.take(name, *shape)

@@ -50,8 +50,11 @@ class Mask:
 class Ops(Protocol):
     """Activations are [tokens, features], contiguous, in the model's dtype. Results may reuse an input's memory only where said."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Weight:
-        """weight [out, in], bias [out] or None -> a prepared weight. The source may be freed afterwards."""
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> Weight:
+        """weight [out, in], bias [out] or None -> a prepared weight. The source may be freed afterwards.
+
+        `gated` says that it is for `Ops.gated`, else it is for `Ops.linear`.
+        """
         ...
 
     def linear(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
@@ -73,8 +76,8 @@ class Ops(Protocol):
         """
         ...
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """[tokens, 2 * n] (gate first, then up) -> silu(gate) * up, [tokens, n]."""
+    def gated(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """x [tokens, in] -> silu(gate) * up [tokens, n], where x @ weight.T + bias [tokens, 2 * n] is gate, then up."""
         ...
 
     def most_likely(self, logits: torch.Tensor, mask: Mask | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,7 +80,9 @@ class NativeOps:
         self._torch_rows = NEVER
         self._torch_rows = torch_rows or (_measure_torch_rows(self) if "amx_bf16" in cpu_identity() else NEVER)
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> NativeWeight | TorchWeight:
+    def pack(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False
+    ) -> NativeWeight | TorchWeight:
         """weight [out, in], bias [out] or None, both copied. float16 stays with torch."""
         if weight.dtype is torch.float16:
             return self._fallback.pack(weight, bias)
@@ -145,6 +147,10 @@ class NativeOps:
         )
         self._do(Kind.ROPE_WRITE, _ROPE_WRITE(*pointers, *sizes, rope.norm_eps))
         return q
+
+    def gated(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
+        """x [tokens, in] -> [tokens, n]; weight [2 * n, in]."""
+        return self.silu_mul(self.linear(x, weight))
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:  # hot
         """[tokens, 2 * n] -> silu(first half) * second half."""

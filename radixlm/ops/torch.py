@@ -35,7 +35,7 @@ class TorchWeight:
 class TorchOps:
     """Implements `radixlm.ops.api.Ops`."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TorchWeight:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TorchWeight:
         """Keeps the tensors themselves: packing costs neither time nor memory."""
         return TorchWeight(weight, bias)
 
@@ -64,6 +64,10 @@ class TorchOps:
         keys.index_copy_(0, index, _rotate(k, cos, sin).to(keys.dtype))
         values.index_copy_(0, index, v.to(values.dtype))
         return _rotate(q, cos, sin)
+
+    def gated(self, x: torch.Tensor, weight: TorchWeight) -> torch.Tensor:
+        """x [tokens, in] -> [tokens, n]; weight [2 * n, in]."""
+        return self.silu_mul(self.linear(x, weight))
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """[tokens, 2 * n] -> silu(first half) * second half."""

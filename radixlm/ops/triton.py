@@ -10,15 +10,14 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from radixlm.ops import cublaslt, triton_choose, triton_fused
+from radixlm.ops import hopper_linear, triton_choose, triton_fused
 from radixlm.ops.api import Choice as TokenChoice
 from radixlm.ops.api import Mask, Rope
-from radixlm.ops.cublaslt import Shape
+from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton_launch import interpreted
-from radixlm.ops.triton_linear import multiply_vector
+from radixlm.ops.triton_products import Kernel, multiply
 from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Choice, Tuner, tuning_file
 
 
@@ -28,25 +27,29 @@ class TritonWeight(TorchWeight):
 
     choice: Choice
 
+    def kernel(self, rows: int) -> Kernel:
+        """For so many rows of input."""
+        return self.choice[bisect.bisect_left(ROW_BLOCKS, rows)] if rows <= ROW_BLOCKS[-1] else None
+
 
 class TritonOps:
     """Implements `radixlm.ops.api.Ops`."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TritonWeight:
         """Keeps the tensors themselves. The first weight of a shape is measured, unless that was done in an earlier run."""
         weight = weight.contiguous()
-        return TritonWeight(weight, bias, _choice(weight))
+        return TritonWeight(weight, bias, _choice(weight, gated=gated))
 
     def linear(self, x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
-        rows, choice = len(x), weight.choice
-        if rows == 1 and choice.vector:
-            return multiply_vector(x, weight.weight, weight.bias, choice.vector)
-        if 1 < rows <= ROW_BLOCKS[-1] and weight.bias is None:
-            algorithm = choice.algorithms[bisect.bisect_left(ROW_BLOCKS, rows)]
-            if algorithm and cublaslt.suits(Shape(x.dtype, rows, *weight.weight.shape), algorithm):
-                return cublaslt.multiply(x, weight.weight, algorithm)
-        return F.linear(x, weight.weight, weight.bias)
+        return multiply(x, weight.weight, weight.bias, weight.kernel(len(x)))
+
+    def gated(self, x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:  # hot
+        """x [tokens, in] -> [tokens, n]; weight [2 * n, in]. One kernel where that is faster."""
+        kernel = weight.kernel(len(x))
+        if isinstance(kernel, Variant):
+            return hopper_linear.multiply(x, weight.weight, kernel, gated=True)
+        return self.silu_mul(self.linear(x, weight))
 
     def norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
@@ -78,9 +81,8 @@ def _tuner(device: torch.device) -> Tuner:
     return Tuner(tuning_file(device))
 
 
-def _choice(weight: torch.Tensor) -> Choice:
+def _choice(weight: torch.Tensor, *, gated: bool) -> Choice:
     """What is fastest for this weight; `UNTUNED` where nothing can be measured."""
     if weight.device.type == "cuda" and not interpreted():
-        return _tuner(weight.device).choice(weight)
-    fits = UNTUNED.vector and UNTUNED.vector.fits(*weight.shape)
-    return UNTUNED if fits else Choice()
+        return _tuner(weight.device).choice(weight, gated=gated)
+    return UNTUNED

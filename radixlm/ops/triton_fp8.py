@@ -38,10 +38,10 @@ class Fp8Weight(TorchWeight):
 class Fp8Ops(TritonOps):
     """Implements `radixlm.ops.api.Ops`. Weights whose sides are no multiples of 16 stay as they are."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight | Fp8Weight:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TritonWeight | Fp8Weight:
         """Rounds each row to E4M3 with the scale that makes its largest weight the largest number."""
         if weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE:
-            return super().pack(weight, bias)
+            return super().pack(weight, bias, gated=gated)
         scale = weight.abs().amax(1).float().clamp_(min=1e-12).div_(LARGEST)
         rounded = torch.empty(weight.shape, dtype=FP8, device=weight.device)
         for rows in torch.arange(len(weight), device=weight.device).split(_ROWS_AT_A_TIME):

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from radixlm.ops.triton import TritonOps, TritonWeight
 from radixlm.ops.triton_launch import follow, launch_options
-from radixlm.ops.triton_tune import Choice
+from radixlm.ops.triton_tune import UNTUNED
 
 _ROWS, _OUT, _IN = 64, 128, 64
 
@@ -23,9 +23,9 @@ _ROWS, _OUT, _IN = 64, 128, 64
 class InvariantOps(TritonOps):
     """Implements `radixlm.ops.api.Ops`."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> TritonWeight:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TritonWeight:
         """Keeps the tensors themselves; there is nothing to choose."""
-        return TritonWeight(weight.contiguous(), bias, Choice())
+        return TritonWeight(weight.contiguous(), bias, UNTUNED)
 
     def linear(self, x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""

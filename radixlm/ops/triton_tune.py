@@ -1,6 +1,6 @@
 """How a weight of a given shape is multiplied: measured once per device, kept in a file.
 
-One row goes through an own kernel, if that beats the library; more rows through whichever of the library's algorithms
+For each number of rows everything that can multiply them is tried: own kernels, and whichever of the library's algorithms
 is fastest, which often is not the one that it picks.
 """
 
@@ -13,22 +13,25 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 import triton
 
-from radixlm.ops import cublaslt
+from radixlm.ops import cublaslt, hopper_linear
 from radixlm.ops.cublaslt import Shape
-from radixlm.ops.triton_fused import norm
-from radixlm.ops.triton_linear import Tiling, multiply_vector
+from radixlm.ops.hopper_linear import Variant
+from radixlm.ops.triton_fused import norm, silu_mul
+from radixlm.ops.triton_linear import Tiling
+from radixlm.ops.triton_products import Kernel, multiply, suits
 
-ROW_BLOCKS = (32, 64, 96, 128, 256, 2048)
+ROW_BLOCKS = (1, 32, 64, 96, 128, 256, 2048)
 """Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
+
+Choice = tuple[Kernel, ...]
+"""The kernel for each of ROW_BLOCKS."""
 
 HEAD_BYTES = 512 << 20
 """Larger weights are heads, which multiply sampling rows only: they are not tuned for more than MAX_HEAD_ROWS."""
@@ -41,25 +44,28 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
+VARIANTS = {
+    1: (),
+    64: tuple(Variant(64, 128, 4, 2, split=split) for split in (1, 2, 4)),
+    128: tuple(Variant(128, 128, 6, split=split) for split in (1, 2, 4)),
+    2048: (Variant(128, 256, 4, multicast=2),),
+}
+"""The same for `hopper_linear`, each for row counts up to its key."""
+
+COMPANY_ROWS, COMPANY = 128, 1.15
+"""In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
+read ahead, which the library's kernels neither do nor allow (a step of 50 rows: 7.08 ms with our own only, 7.48 with the
+library's only, 7.5 to 7.7 with one of ours among the library's)."""
+
+UNTUNED: Choice = (None,) * len(ROW_BLOCKS)
+"""Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
+
 _REPEATS = 5
 _FINALISTS = 3  # of the candidates, measured again
 _LONG_MS = 40.0  # how long they run: in large products a card lowers its clock only after some time
 _COLD_BYTES = 256 << 20  # several times any L2 cache
 _MAX_COPIES = 64  # small weights stay in the cache in a real step too
-_T = TypeVar("_T")
-_NEIGHBOURS = (0.5, 0.75, 1.0, 1.5)  # of a row count: what is offered for these is tried too
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The kernel for one row, and the algorithm for each of ROW_BLOCKS; None where the library decides."""
-
-    vector: Tiling | None = None
-    algorithms: tuple[bytes | None, ...] = (None,) * len(ROW_BLOCKS)
-
-
-UNTUNED = Choice(vector=Tiling(2, 2048, 4))
-"""Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
+_NEIGHBOURS = (0.5, 0.75, 1.0, 1.5)  # of a row count: what the library offers for these is tried too
 
 
 class Tuner:
@@ -70,64 +76,64 @@ class Tuner:
         self._path = path
         self._choices = _read(path)
 
-    def choice(self, weight: torch.Tensor) -> Choice:
+    def choice(self, weight: torch.Tensor, *, gated: bool = False) -> Choice:
         """For a weight [out, in]. Measures what is not known yet."""
         if weight.element_size() != 2:  # float32 is there to check the others by
-            return Choice()
-        name = f"{weight.dtype} {weight.shape[0]} {weight.shape[1]}"
+            return UNTUNED
+        name = f"{weight.dtype} {weight.shape[0]} {weight.shape[1]}{' gated' if gated else ''}"
         if name not in self._choices:
-            self._choices[name] = measure(weight)
+            self._choices[name] = measure(weight, gated=gated)
             _write(self._path, self._choices)
+        for kernel in self._choices[name]:
+            if isinstance(kernel, Variant):  # not in mid-traffic
+                hopper_linear.kernel(kernel, weight.dtype, gated=gated)
         return self._choices[name]
 
 
-def measure(weight: torch.Tensor) -> Choice:
+def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     """The fastest of everything."""
     weights = [weight, *(weight.clone() for _ in range(min(_MAX_COPIES, _COLD_BYTES // weight.nbytes)))]
-    return Choice(_fastest_vector(weights), tuple(_fastest_algorithm(weights, rows) for rows in ROW_BLOCKS))
+    return tuple(_fastest(weights, rows, gated=gated) for rows in ROW_BLOCKS)
 
 
-def _fastest_vector(weights: list[torch.Tensor]) -> Tiling | None:
-    x, scale = _input(weights[0], 1)
-    best, best_us = None, MARGIN * time_us(lambda w: F.linear(norm(x, None, scale, 1.0)[0], w), weights)
-    for tiling in VECTORS:
-        if tiling.fits(*weights[0].shape):
-            took_us = time_us(
-                lambda w, tiling=tiling: multiply_vector(norm(x, None, scale, 1.0)[0], w, None, tiling), weights
-            )
-            if took_us < best_us:
-                best, best_us = tiling, took_us
-    return best
-
-
-def _fastest_algorithm(weights: list[torch.Tensor], rows: int) -> bytes | None:
-    if not cublaslt.version() or (rows > MAX_HEAD_ROWS and weights[0].nbytes > HEAD_BYTES):
+def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
+    """Measured behind a norm, as in a model: own kernels begin to read their weight while that still runs."""
+    if rows > MAX_HEAD_ROWS and weights[0].nbytes > HEAD_BYTES:
         return None
-    x, _ = _input(weights[0], rows)
+    x = torch.randn((rows, weights[0].shape[1]), dtype=weights[0].dtype, device=weights[0].device)
+    scale = torch.ones_like(x[0])
 
-    def took_us(algorithm: bytes | None, ms: float) -> float:
-        if algorithm is None:
-            return MARGIN * time_us(lambda w: F.linear(x, w), weights, ms)
-        return time_us(lambda w: cublaslt.multiply(x, w, algorithm), weights, ms)
+    def compute(weight: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        normed = norm(x, None, scale, 1.0)[0]
+        if gated and isinstance(kernel, Variant):
+            return hopper_linear.multiply(normed, weight, kernel, gated=True)
+        y = multiply(normed, weight, None, kernel)
+        return silu_mul(y) if gated else y
 
-    candidates = sorted(_candidates(weights[0], rows), key=lambda algorithm: took_us(algorithm, 0.0))
-    return min((None, *candidates[:_FINALISTS]), key=lambda algorithm: took_us(algorithm, _LONG_MS))
+    def took_us(kernel: Kernel, ms: float) -> float:
+        return (MARGIN if kernel is None else 1.0) * _time_us(lambda weight: compute(weight, kernel), weights, ms)
+
+    def fastest(kernels: Iterable[Kernel]) -> tuple[float, Kernel]:
+        fit = [kernel for kernel in kernels if suits(weights[0], kernel, rows, gated=gated)]
+        finalists = sorted(fit, key=lambda kernel: took_us(kernel, 0.0))[:_FINALISTS]
+        return min(((took_us(kernel, _LONG_MS), kernel) for kernel in finalists), key=lambda timed: timed[0])
+
+    own_kernels = VECTORS if rows == 1 else VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]
+    if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
+        return fastest((None, *_algorithms(weights[0], rows)))[1]
+    own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
+    library = fastest((None, *(_algorithms(weights[0], rows) if rows > COMPANY_ROWS else ())))
+    return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
-def _candidates(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
-    def shape(count: int) -> Shape:
-        return Shape(weight.dtype, count, weight.shape[0], weight.shape[1])
-
-    found = dict.fromkeys(offer for part in _NEIGHBOURS for offer in cublaslt.offers(shape(int(part * rows))))
-    return (algorithm for algorithm in found if cublaslt.suits(shape(rows), algorithm))
-
-
-def _input(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn((rows, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-    return x, torch.ones_like(x[0])
+def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
+    if not cublaslt.version():
+        return ()
+    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in _NEIGHBOURS)
+    return dict.fromkeys(offer for shape in shapes for offer in cublaslt.offers(shape))
 
 
-def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 0.0) -> float:
+def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tensor], ms: float = 0.0) -> float:
     """Median device time of one call, as in a step: in a graph, the weight in no cache, after it has run for so long."""
     compute(weights[0])
     torch.cuda.synchronize()
@@ -152,7 +158,7 @@ def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 
 def tuning_file(device: torch.device) -> Path:
     """Where the choices of this device are kept. A new Triton, library or set of candidates makes a new file."""
     root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    candidates = zlib.crc32(repr((ROW_BLOCKS, VECTORS, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
+    candidates = zlib.crc32(repr((ROW_BLOCKS, VECTORS, VARIANTS, COMPANY, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
     versions = f"triton {triton.__version__} cublaslt {cublaslt.version()}"
     name = f"{torch.cuda.get_device_name(device)} {versions} {candidates:08x}"
     return Path(root).expanduser() / "radixlm" / "tuning" / f"{name.replace(' ', '_')}.json"
@@ -161,25 +167,25 @@ def tuning_file(device: torch.device) -> Path:
 def _read(path: Path) -> dict[str, Choice]:
     try:
         kept = json.loads(path.read_text())
-        return {name: _decode(**choice) for name, choice in kept.items()}
+        return {name: tuple(map(_decode, choice)) for name, choice in kept.items()}
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _decode(vector: dict[str, int] | None, algorithms: list[str | None]) -> Choice:
-    return Choice(Tiling(**vector) if vector else None, tuple(bytes.fromhex(a) if a else None for a in algorithms))
+def _decode(kept: dict[str, int] | str | None) -> Kernel:
+    if isinstance(kept, dict):
+        return Tiling(**kept) if "block_out" in kept else Variant(**kept)
+    return None if kept is None else bytes.fromhex(kept)
+
+
+def _encode(kernel: Kernel) -> dict[str, int] | str | None:
+    return kernel.hex() if isinstance(kernel, bytes) else asdict(kernel) if kernel else None
 
 
 def _write(path: Path, choices: dict[str, Choice]) -> None:
     """Replaces the file in one move, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {
-        name: {
-            "vector": asdict(choice.vector) if choice.vector else None,
-            "algorithms": [algorithm.hex() if algorithm else None for algorithm in choice.algorithms],
-        }
-        for name, choice in choices.items()
-    }
+    kept = {name: [_encode(kernel) for kernel in choice] for name, choice in choices.items()}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(kept, file, indent=1)
     Path(file.name).replace(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from radixlm.ops import hopper_linear, triton_tune
 from radixlm.ops.api import Rope
 from radixlm.ops.cublaslt import Shape, multiply, offers, suits
+from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton import TritonOps, TritonWeight
 from radixlm.ops.triton_fp8 import Fp8Ops, Fp8Weight, round_rows
@@ -90,6 +92,37 @@ def test_every_algorithm_that_suits_multiplies(dtype: torch.dtype, rows: int) ->
         assert relative_error(multiply(x, weight, algorithm), expected) < tolerance(dtype)
 
 
+VARIANTS = [
+    Variant(64, 256, 4, split=4),
+    *(variant for variants in triton_tune.VARIANTS.values() for variant in variants),
+]
+
+
+@pytest.mark.skipif(not hopper_linear.works(DEVICE), reason="the kernel is for Hopper cards")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("rows", [1, 17, 50, 64, 100, 128, 300, 1111])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_hopper_product_is_right(dtype: torch.dtype, variant: Variant, rows: int, gated: bool) -> None:
+    x, weight = normal(rows, 1024, dtype=dtype), normal(1536, 1024, dtype=dtype) / 32
+    assert variant.suits(weight, gated=gated)
+    if variant.split > 1 and rows > variant.tile_rows:
+        pytest.skip("only tiles of one row of tiles are split")
+    expected = x.float() @ weight.float().T
+    expected = ORACLE.silu_mul(expected) if gated else expected
+    for _ in range(2):  # the second one runs beside the end of the first
+        got = hopper_linear.multiply(x, weight, variant, gated=gated)
+    assert relative_error(got, expected) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 40, 200])
+def test_a_gated_product_is_the_gated_product(dtype: torch.dtype, rows: int) -> None:
+    x, weight = normal(rows, 256, dtype=dtype), normal(512, 256, dtype=dtype) / 16
+    expected = ORACLE.silu_mul(x.float() @ weight.float().T)
+    assert relative_error(OPS.gated(x, OPS.pack(weight, None, gated=True)), expected) < tolerance(dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "outs", "size"), [(1, 100, 70), (70, 200, 130)])
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -118,7 +151,7 @@ def test_linear_takes_any_number_of_rows(rows: int) -> None:
 def test_a_weight_that_divides_into_no_block_goes_to_the_library() -> None:
     packed = OPS.pack(normal(31, 48), None)
     assert isinstance(packed, TritonWeight)
-    assert packed.choice.vector is None or packed.choice.vector.fits(31, 48)
+    assert not any(isinstance(kernel, Tiling | Variant) for kernel in packed.choice)
     assert OPS.linear(normal(1, 48), packed).shape == (1, 31)
 
 
