@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -39,14 +40,15 @@ from radixlm.serve.openapi import OpenApi
 from radixlm.serve.programs import Programs
 from radixlm.serve.responses import Responses
 from radixlm.serve.routes import EVENTS, Row
+from radixlm.serve.siblings import Siblings
 from radixlm.serve.site import page_rows
 from radixlm.serve.tokens import Tokens
 
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def create_app(frontend: Frontend, config: Config) -> Starlette:
-    """All routes over one frontend. `app.state` has the Health and the table of rows."""
+def create_app(frontend: Frontend, config: Config, siblings: Siblings | None = None) -> Starlette:
+    """All routes over one frontend. `app.state` has the Health, the table of rows, and the way in for siblings."""
     health = Health(frontend, config)
     rows = [
         *_native(Native(frontend, config)),
@@ -56,7 +58,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
         *Control(frontend, config).rows(),
         *Completions(frontend, config).rows(),
         *ChatCompletions(frontend, config).rows(),
-        *Responses(frontend, config).rows(),
+        *Responses(frontend, config, siblings or Siblings()).rows(),
         *Embeddings(frontend, config).rows(),
         *Models(frontend, config).rows(),
         *Anthropic(frontend, config).rows(),
@@ -75,7 +77,7 @@ def create_app(frontend: Frontend, config: Config) -> Starlette:
     around = [*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)]
     app = _App(routes=[*_guarded(rows, guard)], middleware=around)
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
-    app.state.health, app.state.rows = health, rows
+    app.state.health, app.state.rows, app.state.within = health, rows, app.answer
     return app
 
 
@@ -83,16 +85,18 @@ class _App(Starlette):
     """Finds the endpoint of a plain path without asking route after route, and needs no layers of its own for errors."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The given layers around `_answer`."""
-        self._plain = {
-            route.path: route for route in self.routes if isinstance(route, Route) and not route.param_convertors
-        }
-        app: ASGIApp = self._answer
+        """The given layers around `answer`."""
+        app: ASGIApp = self.answer
         for layer in reversed(self.user_middleware):
             app = layer.cls(app, *layer.args, **layer.kwargs)
         return app
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:  # hot
+    @cached_property
+    def _plain(self) -> dict[str, Route]:
+        return {route.path: route for route in self.routes if isinstance(route, Route) and not route.param_convertors}
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:  # hot
+        """Without layers: what a sibling hands over has passed its own."""
         route, request = self._plain.get(scope["path"]), Request(scope, receive, send)
         try:
             if route is None or scope["method"] not in (route.methods or ()):

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import socket
 import sys
+from pathlib import Path
 
 from radixlm.engine.child import Parent, Ready
 from radixlm.engine.client import RemoteEngine
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.reading import load_reading
 from radixlm.serve.run import loop_factory, serve
+from radixlm.serve.siblings import Siblings
 
 _PARTING_S = 4.0  # after the drain: connections close, the engine is told
 
@@ -45,10 +47,11 @@ async def _serve(parent: Parent) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
     listener = None if order.listener is None else socket.socket(fileno=order.listener)
+    siblings = Siblings(Path(order.address.removeprefix("ipc://")).parent if config.frontends > 1 else None)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     parent.on_end(lambda: loop.call_soon_threadsafe(stop.set), config.drain_timeout + _PARTING_S)
     try:
-        await serve(frontend, config, lambda url: parent.report(Ready(url=url)), stop, listener)
+        await serve(frontend, config, lambda url: parent.report(Ready(url=url)), stop, listener, siblings)
     finally:
         await frontend.close()
 

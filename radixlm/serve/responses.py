@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
+from functools import wraps
 from typing import Annotated, Any
 
 import msgspec
@@ -33,8 +34,9 @@ from radixlm.serve.reader import ReplyReader, format_of
 from radixlm.serve.replies import Deleted, InputItems, ResponseAnswer
 from radixlm.serve.response_items import items_of, messages_of, nested_tools
 from radixlm.serve.response_store import EventLog, ResponseStore, Stored
-from radixlm.serve.response_turn import Turn, new_id
-from radixlm.serve.routes import EVENTS, Row
+from radixlm.serve.response_turn import Turn
+from radixlm.serve.routes import EVENTS, Endpoint, Row
+from radixlm.serve.siblings import Forwarded, Siblings
 from radixlm.serve.sse import EventStream, named_event, until_disconnect
 from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, as_json, generating, make_request
 from radixlm.serve.tools import Tools, tools_of
@@ -56,8 +58,9 @@ class Retrieve(msgspec.Struct, kw_only=True):
 class Responses(Surface):
     """The routes of responses."""
 
-    def __init__(self, frontend: Frontend, config: Config) -> None:
+    def __init__(self, frontend: Frontend, config: Config, siblings: Siblings) -> None:
         super().__init__(frontend, config)
+        self._siblings = siblings
         self.store = ResponseStore()
         self._format = format_of(frontend, config)
         self._background: set[asyncio.Task[None]] = set()
@@ -65,19 +68,32 @@ class Responses(Surface):
     def rows(self) -> list[Row]:
         """The table of these routes."""
         one = Row("/v1/responses/{id}", self.retrieve, "inference", answer=ResponseAnswer)
-        return [
-            generating("/v1/responses", self.create, schema.ResponseRequest, ResponseAnswer),
+        stored = [
             replace(one, query=Retrieve, stream=EVENTS),
             replace(one, endpoint=self.delete, methods=("DELETE",), answer=Deleted),
             replace(one, path=f"{one.path}/cancel", endpoint=self.cancel, methods=("POST",)),
             replace(one, path=f"{one.path}/input_items", endpoint=self.input_items, answer=InputItems),
         ]
+        create = generating("/v1/responses", self.create, schema.ResponseRequest, ResponseAnswer)
+        return [create, *(replace(row, endpoint=self._at_home(row.endpoint)) for row in stored)]
+
+    def _at_home(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint of whichever frontend made the response."""
+
+        @wraps(endpoint)
+        async def found(request: Request) -> Response:
+            home = self._siblings.home(request.path_params["id"])
+            return await endpoint(request) if home is None else Forwarded(home, request)
+
+        return found
 
     async def create(self, request: Request) -> Response:
         """POST /v1/responses."""
         body, headers = await self.read(request, schema.ResponseRequest)
         self.check_model(body.model)
         _check(body)
+        if home := self._siblings.home(body.previous_response_id or ""):
+            return Forwarded(home, request, msgspec.json.encode(body), headers)
         owner, own = current_caller().name, items_of(body.input or [])
         before = self.store.get(owner, body.previous_response_id).conversation if body.previous_response_id else []
         tools = tools_of(nested_tools(body.tools), body.tool_choice, parallel=body.parallel_tool_calls)
@@ -169,7 +185,7 @@ class Responses(Surface):
     def _head(self, body: schema.ResponseRequest) -> Json:
         reasoning = body.reasoning or schema.ResponseReasoning()
         return {
-            "id": new_id("resp"),
+            "id": self._siblings.new_id(),
             "object": "response",
             "created_at": int(time.time()),
             "background": bool(body.background),

@@ -28,6 +28,7 @@ from radixlm.serve.health import Health
 from radixlm.serve.keys import check_exposure
 from radixlm.serve.listen import bind, url_of
 from radixlm.serve.outgoing import Outgoing
+from radixlm.serve.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +45,18 @@ async def serve(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     listener: socket.socket | None = None,
+    siblings: Siblings | None = None,
 ) -> None:
-    """Serves until `stop`, on `listener`, or without one on the address of the options.
+    """Serves until `stop`, on `listener`, or without one on the address of the options, and what `siblings` hand over.
 
     Calls `ready` with the URL once it listens. The frontend stays open. Raises StartError if the address cannot be bound.
     """
     check_exposure(config)
-    app = create_app(frontend, config)
-    listener = listener or bind(config.host, config.port)
-    try:
-        await _Server(app, frontend, config).run_on(listener, lambda: ready(url_of(listener, config)), stop)
-    finally:
-        listener.close()
+    siblings = siblings or Siblings()
+    app = create_app(frontend, config, siblings)
+    with listener or bind(config.host, config.port) as outer, siblings.listen() or contextlib.nullcontext() as inner:
+        sockets = [outer] if inner is None else [outer, inner]
+        await _Server(app, frontend, config).run_on(sockets, lambda: ready(url_of(outer, config)), stop)
 
 
 def loop_factory() -> asyncio.AbstractEventLoop:
@@ -154,15 +155,16 @@ class _Server(uvicorn.Server):
     def __init__(self, app: Starlette, frontend: Frontend, config: Config) -> None:
         super().__init__(_settings(app, config))
         self._health: Health = app.state.health
+        self._answer = app.state.within
         self._frontend = frontend
         self._limit_s = config.drain_timeout
 
-    async def run_on(self, listener: socket.socket, started: Callable[[], None], stop: asyncio.Event) -> None:
-        """Serves; `started` is called once connections are accepted."""
+    async def run_on(self, sockets: list[socket.socket], started: Callable[[], None], stop: asyncio.Event) -> None:
+        """Serves; `started` is called once connections are accepted. The first socket is for clients, a second for siblings."""
         self._started_callback = started
         watch = asyncio.ensure_future(self._drain_after(stop))
         try:
-            await self.serve(sockets=[listener])
+            await self.serve(sockets=sockets)
         finally:
             watch.cancel()
 
@@ -178,7 +180,8 @@ class _Server(uvicorn.Server):
         """uvicorn's own with another acceptor, then the callback."""
         await super().startup([])
         assert sockets, "it is run on a socket"
-        self._acceptor = Acceptor(sockets[0], self._protocol, self.config.ssl)
+        self._acceptors = [Acceptor(sockets[0], self._protocol, self.config.ssl)]
+        self._acceptors += [Acceptor(socket, self._within, None) for socket in sockets[1:]]
         self._started_callback()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -186,11 +189,17 @@ class _Server(uvicorn.Server):
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         await super().shutdown([])  # the socket is closed after the acceptor
-        self._acceptor.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self) -> _Protocol:
         protocol = _Protocol(self.config, self.server_state, self.lifespan.state)
         protocol.header_s = PARTING_S if self.should_exit else HEADER_S
+        return protocol
+
+    def _within(self) -> asyncio.Protocol:
+        protocol = self._protocol()
+        protocol.app = self._answer
         return protocol
 
     @contextlib.contextmanager
