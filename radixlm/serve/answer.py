@@ -46,7 +46,7 @@ class Shape(Protocol):
         ...
 
 
-class Answer:
+class OpenAIAnswer:
     """One request's answer in the given shape."""
 
     def __init__(
@@ -55,7 +55,6 @@ class Answer:
         options = body.stream_options
         if options is not None and not body.stream:
             raise InvalidRequest("stream_options goes with stream: true alone; leave one out", param="stream_options")
-        self.streams = bool(body.stream)
         self._frontend = frontend
         self._prepared = prepared
         self._shape = shape

@@ -12,17 +12,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.config import Config
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve.anthropic_answer import ERRORS, WIRE, Answer
 from radixlm.serve.anthropic_schema import AnthropicMessage, CountedTokens, CountTokens, MessageAnswer, Messages
 from radixlm.serve.convert import present, refuse_unsupported
-from radixlm.serve.reader import ReplyReader, format_of
-from radixlm.serve.routes import EVENTS, Row
-from radixlm.serve.sse import EventStream, until_disconnect
-from radixlm.serve.surface import Surface
+from radixlm.serve.reader import ReplyReader
+from radixlm.serve.routes import Row
+from radixlm.serve.surface import Surface, generating
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
 from radixlm.types import Json, SamplingParams
@@ -39,34 +36,21 @@ _CHOICES = {None: None, "auto": "auto", "any": "required", "none": "none"}
 class Anthropic(Surface):
     """The routes of the Anthropic surface."""
 
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        super().__init__(frontend, config)
-        self._format = format_of(frontend, config)
-
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        post, path = ("POST",), "/v1/messages"
-        message = Row(path, self.messages, "inference", post, Messages, None, MessageAnswer, EVENTS, errors=ERRORS)
-        path = "/v1/messages/count_tokens"
-        return [
-            message,
-            replace(self.post(path, self.count_tokens, CountTokens, CountedTokens), errors=ERRORS),
-        ]
+        message = generating("/v1/messages", self.messages, Messages, MessageAnswer)
+        count = self.post("/v1/messages/count_tokens", self.count_tokens, CountTokens, CountedTokens)
+        return [replace(row, errors=ERRORS) for row in (message, count)]
 
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages."""
         body, headers = await self.read(request, Messages)
         self._check(body)
         tools = _tools_of(body)
-        reader = ReplyReader(self.frontend, self._format, tools)
-        headers = reader.headers(headers, self.config)
-        asked = reader.reconciled(_request(body, tools, reader))
-        (prepared,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        reader, headers = self.reader(tools, headers)
+        (prepared,) = await self.prepare(request, [reader.reconciled(_request(body, tools, reader))])
         answer = Answer(self.frontend, prepared, reader, body.model)
-        if body.stream:
-            return EventStream(answer.events(), headers, WIRE)
-        whole = await until_disconnect(answer.whole(), request.receive)
-        return Response(whole, 200, headers, media_type="application/json")
+        return await self.respond(request, answer, headers, streams=body.stream, wire=WIRE)
 
     async def count_tokens(self, body: CountTokens) -> CountedTokens:
         """POST /v1/messages/count_tokens: the tokens that /v1/messages would compute for the same messages."""

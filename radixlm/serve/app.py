@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.errors import ConfigError, Error
-from radixlm.serve import replies, schema
 from radixlm.serve.anthropic import Anthropic
 from radixlm.serve.auth import Guard
 from radixlm.serve.border import Border
@@ -30,7 +29,7 @@ from radixlm.serve.embeddings import Embeddings
 from radixlm.serve.encode import Encoder
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.grammar import GrammarCheck
-from radixlm.serve.health import Health, LiveStats
+from radixlm.serve.health import Health
 from radixlm.serve.hosts import Hosts, words
 from radixlm.serve.models import Models
 from radixlm.serve.native import Native
@@ -39,37 +38,22 @@ from radixlm.serve.ollama_models import OllamaModels
 from radixlm.serve.openapi import OpenApi
 from radixlm.serve.programs import Programs
 from radixlm.serve.responses import Responses
-from radixlm.serve.routes import EVENTS, Row
+from radixlm.serve.routes import Row
 from radixlm.serve.siblings import Siblings
 from radixlm.serve.site import page_rows
 from radixlm.serve.tokens import Tokens
 
+_SGLANG = (Native, Encoder, Tokens, Control)
+_OPENAI = (ChatCompletions, Completions, Embeddings, Models)
+_OTHERS = (Anthropic, Ollama, OllamaModels, Cache, GrammarCheck, Programs)
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def create_app(frontend: Frontend, config: Config, siblings: Siblings | None = None) -> Starlette:
     """All routes over one frontend. `app.state` has the Health, the table of rows, and the way in for siblings."""
     health = Health(frontend, config)
-    rows = [
-        *_native(Native(frontend, config)),
-        *Encoder(frontend, config).rows(),
-        *Tokens(frontend, config).rows(),
-        *GrammarCheck(frontend, config).rows(),
-        *Control(frontend, config).rows(),
-        *Completions(frontend, config).rows(),
-        *ChatCompletions(frontend, config).rows(),
-        *Responses(frontend, config, siblings or Siblings()).rows(),
-        *Embeddings(frontend, config).rows(),
-        *Models(frontend, config).rows(),
-        *Anthropic(frontend, config).rows(),
-        *Ollama(frontend, config).rows(),
-        *OllamaModels(frontend, config).rows(),
-        *health.rows(),
-        *Cache(frontend, config).rows(),
-        *page_rows(),
-        health.get("/v1/stats", health.stats, LiveStats, "metrics"),
-        *Programs(frontend, config).rows(),
-    ]
+    rows = [row for kind in (*_SGLANG, *_OPENAI, *_OTHERS) for row in kind(frontend, config).rows()]
+    rows += [*Responses(frontend, config, siblings or Siblings()).rows(), *health.rows(), *page_rows()]
     document = OpenApi(rows)
     rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
     hosts = Hosts(config)
@@ -137,8 +121,3 @@ def _guarded(rows: Iterable[Row], guard: Guard) -> Iterable[Route]:
     """Routes that let in whom their row's scope allows."""
     for row in rows:
         yield Route(row.path, guard.around(row), methods=list(row.methods))
-
-
-def _native(native: Native) -> list[Row]:
-    generated = replies.Generated | list[replies.Generated]
-    return [Row("/generate", native.generate, "inference", ("POST", "PUT"), schema.Generate, None, generated, EVENTS)]

@@ -74,6 +74,8 @@ def decode_query(request: Request, kind: type[T]) -> T:
 
 def unknown_fields(raw: bytes | msgspec.Raw, kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
     """Names of fields that carry a value and that the struct does not have, in order. Raises InvalidRequest for no object."""
+    if bytes(raw) == b"null":  # of an optional part
+        return []
     known = frozenset(kind.__struct_fields__)
     try:
         found = _fields.decode(raw)

@@ -8,18 +8,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.config import Config
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
-from radixlm.serve.answer import Answer
+from radixlm.serve.answer import OpenAIAnswer
 from radixlm.serve.chat_shape import ChatShape
 from radixlm.serve.convert import present, refuse_unsupported
-from radixlm.serve.reader import ReplyReader, format_of
+from radixlm.serve.reader import ReplyReader
 from radixlm.serve.replies import ChatAnswer
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, generating, make_request
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
@@ -29,10 +26,6 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 class ChatCompletions(Surface):
     """The route of chat completions."""
-
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        super().__init__(frontend, config)
-        self._format = format_of(frontend, config)
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
@@ -46,13 +39,11 @@ class ChatCompletions(Surface):
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
         if tools:
             tools.check_beside(body.response_format, "response_format")
-        separates = body.separate_reasoning is not False
-        reader = ReplyReader(self.frontend, self._format, tools, separates=separates)
-        headers = reader.headers(headers, self.config)
-        asked = reader.reconciled(_request(body, tools, reader))
-        prepared = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        reader, headers = self.reader(tools, headers, separates=body.separate_reasoning is not False)
+        prepared = await self.prepare(request, [reader.reconciled(_request(body, tools, reader))])
         shape = ChatShape(self.frontend.tokenizer, prepared[0], reader, body.include_reasoning)
-        return await self.respond(request, Answer(self.frontend, body, self.model, prepared, shape), headers)
+        answer = OpenAIAnswer(self.frontend, body, self.model, prepared, shape)
+        return await self.respond(request, answer, headers, streams=body.stream)
 
 
 def _request(body: schema.ChatCompletion, tools: Tools | None, reader: ReplyReader) -> GenerateRequest:

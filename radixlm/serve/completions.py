@@ -8,11 +8,10 @@ from starlette.responses import Response
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
-from radixlm.serve.answer import Answer, TextShape
+from radixlm.serve.answer import OpenAIAnswer, TextShape
 from radixlm.serve.convert import present, refuse_unsupported, split_prompts
 from radixlm.serve.replies import TextAnswer
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import until_disconnect
 from radixlm.serve.surface import NAMES, UNSUPPORTED, Surface, generating, make_request
 
 _DEFAULT_TOKENS = 16
@@ -30,9 +29,10 @@ class Completions(Surface):
         body, headers = await self.read(request, schema.Completion)
         self.check_model(body.model)
         requests = _requests(body)
-        prepared = await until_disconnect(self.frontend.prepare(requests), request.receive)
+        prepared = await self.prepare(request, requests)
         shape = TextShape(self.frontend.tokenizer, prepared, echoes=bool(body.echo))
-        return await self.respond(request, Answer(self.frontend, body, self.model, prepared, shape), headers)
+        answer = OpenAIAnswer(self.frontend, body, self.model, prepared, shape)
+        return await self.respond(request, answer, headers, streams=body.stream)
 
 
 def _requests(body: schema.Completion) -> list[GenerateRequest]:

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 
 from radixlm.errors import InvalidRequest
-from radixlm.serve.schema import Sampling
+from radixlm.serve.schema import Constrained, Sampling
 from radixlm.types import to_bytes
 
 Text = str | bytes | list[int]
 """A prompt: text, or ids (int32 bytes, or a list of which some do not fit)."""
 
-_SHARED = tuple(Sampling.__struct_fields__)
+_SHARED = tuple(name for name in Sampling.__struct_fields__ if name not in Constrained.__struct_fields__)
 
 
 def shared_fields(body: Sampling) -> dict[str, Any]:

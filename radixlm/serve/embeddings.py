@@ -11,11 +11,11 @@ from radixlm.engine.output import Embedding
 from radixlm.engine.validate import MAX_BATCH, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
-from radixlm.serve.convert import split_prompts
+from radixlm.serve.convert import Text, split_prompts
 from radixlm.serve.replies import EmbeddingList
 from radixlm.serve.routes import Row
 from radixlm.serve.surface import NAMES, Surface
-from radixlm.types import SamplingParams
+from radixlm.types import Pooling, SamplingParams
 
 MAX_INPUTS = 2048
 _NAMES = {**NAMES, "prompt": "input"}
@@ -55,33 +55,37 @@ def _requests(body: schema.EmbeddingRequest) -> list[GenerateRequest]:
     prompts, _ = split_prompts(body.input, "input")
     if len(prompts) > MAX_INPUTS:
         raise InvalidRequest(f"input holds {len(prompts)} texts, the limit is {MAX_INPUTS}; split it", param="input")
-    return [
-        GenerateRequest(
-            prompt=prompt,
-            sampling=SamplingParams(max_tokens=0),
-            pooling=body.pooling or "mean",
-            namespace=body.cache_salt or "",
-            priority=body.priority or 0,
-            timeout_s=body.timeout,
-            label=body.rid or "",
-            names=_NAMES,
-        )
-        for prompt in prompts
-    ]
+    return [pooled(prompt, body, "mean", body.rid or "", _NAMES) for prompt in prompts]
+
+
+def pooled(
+    prompt: Text, body: schema.Pooled, default: Pooling, label: str = "", names: dict[str, str] | None = None
+) -> GenerateRequest:
+    """The request for the vector of one prompt."""
+    return GenerateRequest(
+        prompt=prompt,
+        sampling=SamplingParams(max_tokens=0),
+        pooling=body.pooling or default,
+        namespace=body.cache_salt or "",
+        priority=body.priority or 0,
+        timeout_s=body.timeout,
+        label=label,
+        names=names or {},
+    )
 
 
 def _item(body: schema.EmbeddingRequest, index: int, embedding: Embedding) -> dict[str, Any]:
-    vector = np.frombuffer(embedding.vector, dtype="<f4")
-    size = len(vector) if body.dimensions is None else body.dimensions
-    if not 1 <= size <= len(vector):
-        text = f"dimensions is {size}; this model's vectors have {len(vector)}, ask for 1 to as many"
+    length, size = len(embedding.vector) // 4, body.dimensions
+    if size is not None and not 1 <= size <= length:
+        text = f"dimensions is {size}; this model's vectors have {length}, ask for 1 to as many"
         raise InvalidRequest(text, param="dimensions")
-    vector = unit(vector[:size])
+    vector = unit(embedding, size)
     encoded = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
     return {"object": "embedding", "index": index, "embedding": encoded}
 
 
-def unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The vector with length 1; one of zeros stays."""
+def unit(embedding: Embedding, size: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Its vector, the first `size` numbers, with length 1; one of zeros stays."""
+    vector = np.frombuffer(embedding.vector, dtype="<f4")[:size]
     length = np.linalg.norm(vector.astype(np.float64))
     return (vector / length if length else vector).astype("<f4")

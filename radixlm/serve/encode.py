@@ -7,20 +7,17 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from radixlm.engine.output import Embedding
 from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve.convert import refuse_unsupported, split_prompts
-from radixlm.serve.embeddings import unit
+from radixlm.serve.embeddings import pooled, unit
 from radixlm.serve.replies import Encoded
 from radixlm.serve.routes import Row
 from radixlm.serve.schema import Encode
 from radixlm.serve.surface import Surface
-from radixlm.types import SamplingParams
 
-_NAMES = {"namespace": "cache_salt", "label": "rid"}
+_NAMES = {"namespace": "cache_salt", "label": "rid", "timeout_s": "timeout"}
 
 
 class Encoder(Surface):
@@ -50,19 +47,8 @@ def _requests(body: Encode) -> tuple[list[GenerateRequest], bool]:
     rids = body.rid if isinstance(body.rid, list) else [body.rid or ""] * len(prompts)
     if len(rids) != len(prompts):
         raise InvalidRequest(f"rid has {len(rids)} entries for {len(prompts)} prompts; send one for each", param="rid")
-    requests = [
-        GenerateRequest(
-            prompt=prompt,
-            sampling=SamplingParams(max_tokens=0),
-            pooling=body.pooling or "last",
-            namespace=body.cache_salt or "",
-            priority=body.priority or 0,
-            label=rid,
-            names={**_NAMES, "prompt": name},
-        )
-        for prompt, rid in zip(prompts, rids)
-    ]
-    return requests, is_list
+    names = {**_NAMES, "prompt": name}
+    return [pooled(prompt, body, "last", rid, names) for prompt, rid in zip(prompts, rids)], is_list
 
 
 def _answer(found: Embedding, rid: str, took_s: float) -> dict[str, Any]:
@@ -73,4 +59,4 @@ def _answer(found: Embedding, rid: str, took_s: float) -> dict[str, Any]:
         "cached_tokens": found.usage.cached_tokens,
         "e2e_latency": took_s,
     }
-    return {"embedding": unit(np.frombuffer(found.vector, dtype="<f4")).tolist(), "meta_info": meta}
+    return {"embedding": unit(found).tolist(), "meta_info": meta}

@@ -70,6 +70,7 @@ class Health(Surface):
             *spelled(self.get("/server_info", self.server_info, replies.ServerInfo), "/get_server_info"),
             Row("/v1/loads", self.loads, "inference", query=Loads, answer=replies.Loads),
             self.get("/get_load", self.load, list[dict[str, Any]]),
+            self.get("/v1/stats", self.stats, LiveStats, "metrics"),
             Row("/metrics", self.metrics, "metrics", media="text/plain"),
         ]
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -20,19 +21,22 @@ from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from radixlm.config import Config
 from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.output import Completion
 from radixlm.engine.validate import GenerateRequest, num_logprobs, show
 from radixlm.errors import InvalidRequest
 from radixlm.serve import logprobs
-from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.body import decode, unknown_fields
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import Text, choices_agree, present, refuse_unsupported, shared_fields, split_prompts
+from radixlm.serve.replies import Generated
+from radixlm.serve.routes import Row
 from radixlm.serve.schema import Generate, NativeSampling
-from radixlm.serve.sse import DONE, EventStream, event, until_disconnect
+from radixlm.serve.sse import DONE, event
+from radixlm.serve.surface import Surface, generating
 from radixlm.types import Finish, SamplingParams
 
+_NO_SAMPLING = msgspec.Raw(b"{}")
 _UNSUPPORTED = (
     "input_embeds",
     "image_data",
@@ -67,30 +71,20 @@ class _Item(msgspec.Struct, kw_only=True):
     scored_from: int  # first prompt position in input_token_logprobs, -1 for none
 
 
-class Native:
-    """The routes of the native surface."""
+class Native(Surface):
+    """The route of the native surface."""
 
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        self._frontend = frontend
-        self._config = config
+    def rows(self) -> list[Row]:
+        """The table of this route."""
+        row = generating("/generate", self.generate, Generate, Generated | list[Generated])
+        return [replace(row, methods=("POST", "PUT"))]
 
     async def generate(self, request: Request) -> Response:
         """POST /generate."""
-        raw = await read_body(request, self._config.max_body)
-        body = decode(raw, Generate)
-        sampling, unknown = _sampling_of(body)
-        unknown = unknown_fields(raw, Generate) + unknown
-        if self._config.strict_params:
-            refuse_unknown(unknown, Generate)
-        answer = _Answer(self._frontend, body, sampling)
-        headers = ignored_header(unknown)
-        prepared = await until_disconnect(self._frontend.prepare(answer.requests), request.receive)
-        answer.prepared = prepared
-        if body.stream:
-            return EventStream(answer.events(), headers)
-        return Response(
-            await until_disconnect(answer.whole(), request.receive), 200, headers, media_type="application/json"
-        )
+        body, headers = await self.read(request, Generate, _unknown_sampling)
+        answer = _Answer(self.frontend, body, [_one_sampling(*part) for part in _sampling_of(body)])
+        answer.prepared = await self.prepare(request, answer.requests)
+        return await self.respond(request, answer, headers, streams=body.stream)
 
 
 class _Answer:
@@ -232,18 +226,17 @@ def _prompts_of(body: Generate) -> tuple[list[Text], bool]:
     return split_prompts(getattr(body, given[0]), given[0])
 
 
-def _sampling_of(body: Generate) -> tuple[list[NativeSampling], list[str]]:
-    """`sampling_params`, one or one per prompt, and the names in it that are unknown."""
+def _sampling_of(body: Generate) -> list[tuple[msgspec.Raw, str]]:
+    """`sampling_params`, one or one per prompt, each with what its fields are called."""
     raw = body.sampling_params
-    if bytes(raw) == b"null":
-        return [NativeSampling()], []
     if not bytes(raw).lstrip().startswith(b"["):
-        return [_one_sampling(raw, "sampling_params.")], unknown_fields(raw, NativeSampling, "sampling_params.")
+        return [(_NO_SAMPLING if bytes(raw) == b"null" else raw, "sampling_params.")]
     items = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    names = [f"sampling_params[{i}]." for i in range(len(items))]
-    sampling = [_one_sampling(item, name) for item, name in zip(items, names)]
-    unknown = [field for item, name in zip(items, names) for field in unknown_fields(item, NativeSampling, name)]
-    return sampling, unknown
+    return [(item, f"sampling_params[{i}].") for i, item in enumerate(items)]
+
+
+def _unknown_sampling(body: Generate) -> list[str]:
+    return [field for raw, name in _sampling_of(body) for field in unknown_fields(raw, NativeSampling, name)]
 
 
 def _one_sampling(raw: msgspec.Raw, prefix: str) -> NativeSampling:

@@ -6,24 +6,24 @@ keep_alive, are ignored and named in `x-ignored-params`. A request without a pro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from radixlm.config import Config
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.validate import Chat, GenerateRequest, num_logprobs, show
 from radixlm.errors import InvalidRequest
-from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
+from radixlm.serve.body import decode, unknown_fields
 from radixlm.serve.convert import present, refuse_unsupported
 from radixlm.serve.ollama_answer import ERRORS, WIRE, Answer, now
 from radixlm.serve.ollama_models import OllamaSurface
 from radixlm.serve.ollama_schema import OllamaAnswer, OllamaAsk, OllamaChat, OllamaGenerate, OllamaOptions
-from radixlm.serve.reader import ReplyReader, format_of
+from radixlm.serve.reader import ReplyReader
 from radixlm.serve.routes import Row
-from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.serve.surface import generating
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
 from radixlm.types import Json, SamplingParams
@@ -38,32 +38,26 @@ _NAMES = {
     "json_schema": "format",
     "logprobs": "top_logprobs",
 } | {name: f"options.{name}" for name in OllamaOptions.__struct_fields__}
+_OURS = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 _UNTIL_FULL = (-1, -2)  # num_predict: to the end of the context
 
 
 class Ollama(OllamaSurface):
     """The routes that generate."""
 
-    def __init__(self, frontend: Frontend, config: Config) -> None:
-        super().__init__(frontend, config)
-        self._format = format_of(frontend, config)
-
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        post, lines, answer = ("POST",), "application/x-ndjson", OllamaAnswer
-        return [
-            Row("/api/chat", self.chat, "inference", post, OllamaChat, None, answer, lines, errors=ERRORS),
-            Row("/api/generate", self.generate, "inference", post, OllamaGenerate, None, answer, lines, errors=ERRORS),
-        ]
+        chat = generating("/api/chat", self.chat, OllamaChat, OllamaAnswer)
+        generate = generating("/api/generate", self.generate, OllamaGenerate, OllamaAnswer)
+        return [replace(row, stream="application/x-ndjson", errors=ERRORS) for row in (chat, generate)]
 
     async def chat(self, request: Request) -> Response:
         """POST /api/chat."""
         body, headers = await self._taken(request, OllamaChat)
         tools = tools_of(body.tools, None, parallel=True)
-        reader = ReplyReader(self.frontend, self._format, tools)
         if not body.messages:
             return JSONResponse(_loaded(body.model, "message"), headers=headers)
-        headers = reader.headers(headers, self.config)
+        reader, headers = self.reader(tools, headers)
         asked = reader.reconciled(_request(body, reader, _chat_of(body, tools), "messages"))
         return await self._respond(request, body, asked, reader, headers)
 
@@ -71,33 +65,24 @@ class Ollama(OllamaSurface):
         """POST /api/generate."""
         body, headers = await self._taken(request, OllamaGenerate)
         refuse_unsupported(body, ("suffix", "images", "template", "context"))
-        reader = ReplyReader(self.frontend, self._format, None, separates=not body.raw)
         if not body.prompt:
             return JSONResponse(_loaded(body.model, "response"), headers=headers)
+        reader, headers = self.reader(None, headers, separates=not body.raw)
         asked = _request(body, reader, _prompt_of(body), "prompt")
         return await self._respond(request, body, asked, reader, headers)
 
     async def _taken(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
-        raw = await read_body(request, self.config.max_body)
-        body = decode(raw, kind)
-        unknown = unknown_fields(raw, kind)
-        if bytes(body.options) != b"null":
-            unknown += unknown_fields(body.options, OllamaOptions, "options.")
-        if self.config.strict_params:
-            refuse_unknown(unknown, kind)
-        self.check_tag(body.model)
-        return body, ignored_header(unknown)
+        read = await self.read(request, kind, lambda body: unknown_fields(body.options, OllamaOptions, "options."))
+        self.check_tag(read[0].model)
+        return read
 
     async def _respond(
         self, request: Request, body: OllamaAsk, asked: GenerateRequest, reader: ReplyReader, headers: dict[str, str]
     ) -> Response:
-        (prepared,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        (prepared,) = await self.prepare(request, [asked])
         key = "message" if isinstance(body, OllamaChat) else "response"
         answer = Answer(self.frontend, prepared, reader, body.model, key)
-        if body.stream is not False:
-            return EventStream(answer.lines(), headers, WIRE)
-        whole = await until_disconnect(answer.whole(), request.receive)
-        return Response(whole, 200, headers, media_type="application/json")
+        return await self.respond(request, answer, headers, streams=body.stream is not False, wire=WIRE)
 
 
 def _loaded(model: str, key: str) -> Json:
@@ -107,23 +92,14 @@ def _loaded(model: str, key: str) -> Json:
 
 def _request(body: OllamaAsk, reader: ReplyReader, prompt: str | Chat, param: str) -> GenerateRequest:
     num_top = num_logprobs(present(top_logprobs=body.top_logprobs))
-    given = b"{}" if bytes(body.options) == b"null" else body.options
-    options = decode(given, OllamaOptions, "options.")
-    limit = options.num_predict
-    fields = {**_DEFAULTS, **reader.fields} | present(
-        temperature=options.temperature,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        seed=options.seed,
-        stop=options.stop,
-        repetition_penalty=options.repeat_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        json_schema=_schema_of(body),
-        top_k=-1 if options.top_k == 0 else options.top_k,  # 0 is no limit there
-        logprobs=num_top if body.logprobs else None,
-    )
-    sampling = SamplingParams(**fields, max_tokens=None if limit in _UNTIL_FULL else limit)
+    options = decode(b"{}" if bytes(body.options) == b"null" else body.options, OllamaOptions, "options.")
+    given = {_OURS.get(name, name): value for name, value in present(**structs.asdict(options)).items()}
+    given |= present(json_schema=_schema_of(body), logprobs=num_top if body.logprobs else None)
+    if options.num_predict in _UNTIL_FULL:
+        given["max_tokens"] = None
+    if options.top_k == 0:
+        given["top_k"] = -1  # no limit
+    sampling = SamplingParams(**{"max_tokens": None, **_DEFAULTS, **reader.fields, **given})
     return GenerateRequest(prompt=prompt, sampling=sampling, names={**_NAMES, "prompt": param})
 
 

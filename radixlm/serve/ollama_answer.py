@@ -63,7 +63,7 @@ class Answer:
         answer = self._shown(whole, completion.logprobs)
         return msgspec.json.encode({**answer, **self._ending(completion)})
 
-    async def lines(self) -> AsyncGenerator[bytes, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The lines of a stream. Log probabilities come with the first line of their piece."""
         completion = Completion(0, self._prepared.num_prompt)
         async with aclosing(self._frontend.stream([self._prepared])) as deltas:

@@ -16,16 +16,15 @@ import numpy as np
 from radixlm.config import Config
 from radixlm.engine.frontend import Frontend
 from radixlm.engine.output import Embedding
-from radixlm.engine.validate import GenerateRequest
 from radixlm.errors import InvalidRequest, UnknownModel
 from radixlm.serve.convert import split_prompts
-from radixlm.serve.embeddings import unit
+from radixlm.serve.embeddings import pooled, unit
 from radixlm.serve.ollama_answer import ERRORS
 from radixlm.serve.ollama_schema import OllamaEmbed, OllamaEmbedOne, OllamaModel, OllamaVectors
-from radixlm.serve.reader import format_of
 from radixlm.serve.routes import Row
+from radixlm.serve.schema import Pooled
 from radixlm.serve.surface import Surface
-from radixlm.types import Json, SamplingParams
+from radixlm.types import Json
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is: clients switch features on and off by it."""
@@ -49,7 +48,6 @@ class OllamaModels(OllamaSurface):
     def __init__(self, frontend: Frontend, config: Config) -> None:
         super().__init__(frontend, config)
         self._started = datetime.now(UTC).isoformat()
-        self._reasons = format_of(frontend, config).reasoning is not None
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
@@ -91,7 +89,7 @@ class OllamaModels(OllamaSurface):
             "template": self.frontend.template.text,
             "details": self._details(),
             "model_info": facts,
-            "capabilities": ["completion", "tools", *(["thinking"] if self._reasons else [])],
+            "capabilities": ["completion", "tools", *(["thinking"] if self.reply_format.reasoning else [])],
             "modified_at": self._started,
         }
 
@@ -109,7 +107,7 @@ class OllamaModels(OllamaSurface):
         found = await self._vectors(texts, "input")
         return OllamaVectors(
             model=body.model,
-            embeddings=[unit(np.frombuffer(each.vector, dtype="<f4")[: body.dimensions]).tolist() for each in found],
+            embeddings=[unit(each, body.dimensions).tolist() for each in found],
             total_duration=int((time.perf_counter() - start) * _NS),
             load_duration=0,
             prompt_eval_count=sum(each.usage.prompt_tokens for each in found),
@@ -122,8 +120,7 @@ class OllamaModels(OllamaSurface):
         return {"embedding": np.frombuffer(found.vector, dtype="<f4").tolist()}
 
     async def _vectors(self, texts: list[Any], name: str) -> list[Embedding]:
-        names, sampling = {"prompt": name}, SamplingParams(max_tokens=0)
-        asked = [GenerateRequest(prompt=text, sampling=sampling, pooling="mean", names=names) for text in texts]
+        asked = [pooled(text, Pooled(), "mean", names={"prompt": name}) for text in texts]
         return await self.frontend.embed(await self.frontend.prepare(asked))
 
     @property

@@ -103,8 +103,3 @@ class ReplyReader:
         return self._form.reasons_after(
             self._tokenizer.decode(item.tokens[-_TAIL_TOKENS:].tolist(), skip_special=False)
         )
-
-
-def format_of(frontend: Frontend, config: Config) -> ReplyFormat:
-    """The format of the served model."""
-    return ReplyFormat.of(frontend.template.text, config.tool_parser, config.reasoning_parser)

@@ -30,7 +30,7 @@ from radixlm.serve.body import decode_query
 from radixlm.serve.chat_shape import call_id
 from radixlm.serve.constraints import format_fields
 from radixlm.serve.convert import present, refuse_unsupported
-from radixlm.serve.reader import ReplyReader, format_of
+from radixlm.serve.reader import ReplyReader
 from radixlm.serve.replies import Deleted, InputItems, ResponseAnswer
 from radixlm.serve.response_items import items_of, messages_of, nested_tools
 from radixlm.serve.response_store import EventLog, ResponseStore, Stored
@@ -62,7 +62,6 @@ class Responses(Surface):
         super().__init__(frontend, config)
         self._siblings = siblings
         self.store = ResponseStore()
-        self._format = format_of(frontend, config)
         self._background: set[asyncio.Task[None]] = set()
 
     def rows(self) -> list[Row]:
@@ -99,11 +98,10 @@ class Responses(Surface):
         tools = tools_of(nested_tools(body.tools), body.tool_choice, parallel=body.parallel_tool_calls)
         if tools:
             tools.check_beside((body.text or {}).get("format"), "text.format")
-        reader = ReplyReader(self.frontend, self._format, tools)
-        headers = reader.headers(headers, self.config)
+        reader, headers = self.reader(tools, headers)
         turn = Turn(self._head(body), lambda: call_id(reader.own.call_id_chars))
         asked = reader.reconciled(_request(body, [*before, *own], tools, reader, turn.id))
-        (item,) = await until_disconnect(self.frontend.prepare([asked]), request.receive)
+        (item,) = await self.prepare(request, [asked])
         stored = Stored(owner, turn, [*before, *own], len(own))
         if body.store is not False:
             self.store.put(stored)

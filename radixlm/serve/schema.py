@@ -15,7 +15,17 @@ Prompts = str | list[str | int | list[int]]
 OneOrMore = int | list[int]
 
 
-class Sampling(msgspec.Struct, kw_only=True, dict=False):
+class Constrained(msgspec.Struct, kw_only=True):
+    """Constraints on the output under our names; at most one, in whatever spelling."""
+
+    regex: Any = None
+    json_schema: Any = None
+    ebnf: Any = None
+    choice: Any = None
+    structural_tag: Any = None
+
+
+class Sampling(Constrained, kw_only=True):
     """Sampling fields under the names that all surfaces share."""
 
     temperature: float | None = None
@@ -43,11 +53,6 @@ class NativeSampling(Sampling, kw_only=True):
     no_stop_trim: bool | None = None
     sampling_seed: int | None = None
     spaces_between_special_tokens: bool | None = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    choice: Any = None
-    structural_tag: Any = None
     custom_params: Any = None
     stream_interval: Any = None
     beam_width: Any = None
@@ -78,11 +83,6 @@ class Generate(Sampling, kw_only=True):
     min_tokens: int | None = None
     seed: int | None = None
     logprobs: int | None = None
-    regex: Any = None
-    json_schema: Any = None
-    ebnf: Any = None
-    choice: Any = None
-    structural_tag: Any = None
 
     input_embeds: Any = None
     image_data: Any = None
@@ -122,15 +122,21 @@ class Loads(msgspec.Struct, kw_only=True):
     format: str = "json"
 
 
-class Encode(msgspec.Struct, kw_only=True):
+class Pooled(msgspec.Struct, kw_only=True):
+    """What requests for vectors share."""
+
+    pooling: Pooling | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    timeout: float | None = None
+
+
+class Encode(Pooled, kw_only=True):
     """Body of POST /encode. SGLang takes the last hidden state of a prompt; `pooling` mean takes the mean of all."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
     rid: str | list[str] | None = None
-    pooling: Pooling | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
     # Accepted and without effect here.
     sampling_params: Any = None
     # Refused by name when set.
@@ -140,15 +146,10 @@ class Encode(msgspec.Struct, kw_only=True):
     lora_path: Any = None
 
 
-class CheckGrammar(msgspec.Struct, kw_only=True):
+class CheckGrammar(Constrained, kw_only=True):
     """Body of POST /v1/grammar/check: one constraint, in any of its spellings."""
 
     model: str | None = None
-    regex: Any = None
-    json_schema: Any = None
-    ebnf: Any = None
-    choice: Any = None
-    structural_tag: Any = None
     structured_outputs: Any = None
     response_format: dict[str, Any] | None = None
 
@@ -204,12 +205,7 @@ class OpenAI(Sampling, kw_only=True):
     store: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
-    # Constraints on the output; at most one, in whatever spelling.
-    regex: Any = None
-    ebnf: Any = None
-    json_schema: Any = None
-    choice: Any = None
-    structural_tag: Any = None
+    # More spellings of a constraint.
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
@@ -299,16 +295,12 @@ class ResponseRequest(OpenAI, kw_only=True):
     prompt: Any = None
 
 
-class EmbeddingRequest(msgspec.Struct, kw_only=True):
+class EmbeddingRequest(Pooled, kw_only=True):
     """Body of POST /v1/embeddings."""
 
     input: Prompts | None = None
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
-    pooling: Pooling | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
     rid: str | None = None
-    timeout: float | None = None
     user: Any = None

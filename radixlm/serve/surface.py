@@ -1,26 +1,28 @@
-"""What the routes of OpenAI's dialect share: how bodies are read, which model is served, how answers go out."""
+"""What routes share: how bodies are read, which model is served, how answers go out."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from functools import cached_property, wraps
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from radixlm.config import Config
-from radixlm.engine.frontend import Frontend
+from radixlm.engine.frontend import Frontend, Prepared
 from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import UnknownModel
 from radixlm.serve import schema
-from radixlm.serve.answer import Answer
 from radixlm.serve.body import decode, ignored_header, read_body, refuse_unknown, unknown_fields
 from radixlm.serve.constraints import constraint_fields
 from radixlm.serve.convert import Text, present, shared_fields
+from radixlm.serve.reader import ReplyReader
 from radixlm.serve.routes import EVENTS, Endpoint, Row, Scope
-from radixlm.serve.sse import EventStream, until_disconnect
+from radixlm.serve.sse import SSE, EventStream, Wire, until_disconnect
+from radixlm.serve.tools import Tools
+from radixlm.text.reply import ReplyFormat
 from radixlm.types import SamplingParams
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -34,6 +36,18 @@ NAMES = {
     "logprobs": "top_logprobs",
 }
 """Our field names to the client's, for error messages."""
+
+
+class Answer(Protocol):
+    """What a generating route says, in its surface's words."""
+
+    async def whole(self) -> bytes:
+        """The JSON of the whole answer."""
+        ...
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream."""
+        ...
 
 
 class Surface:
@@ -54,11 +68,28 @@ class Surface:
             text = f"the model {show(name)} is not served here; this server has {self.model!r}"
             raise UnknownModel(text, param="model")
 
-    async def read(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
-        """The body, and the headers that say what of it was ignored. A model it names is for `check_model`."""
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        """How the served model writes replies."""
+        return ReplyFormat.of(self.frontend.template.text, self.config.tool_parser, self.config.reasoning_parser)
+
+    def reader(
+        self, tools: Tools | None, headers: dict[str, str], *, separates: bool = True
+    ) -> tuple[ReplyReader, dict[str, str]]:
+        """What reads the replies to a request with these tools, and the headers with what of them is ignored."""
+        reader = ReplyReader(self.frontend, self.reply_format, tools, separates=separates)
+        return reader, reader.headers(headers, self.config)
+
+    async def read(
+        self, request: Request, kind: type[B], nested: Callable[[B], list[str]] | None = None
+    ) -> tuple[B, dict[str, str]]:
+        """The body, and the headers that say what of it was ignored. A model it names is for `check_model`.
+
+        `nested` finds the unknown fields of what the body holds as it came.
+        """
         raw = await read_body(request, self.config.max_body)
         body = decode(raw, kind)
-        unknown = unknown_fields(raw, kind)
+        unknown = unknown_fields(raw, kind) + (nested(body) if nested else [])
         if self.config.strict_params:
             refuse_unknown(unknown, kind)
         return body, ignored_header(unknown)
@@ -83,10 +114,16 @@ class Surface:
 
         return Row(path, endpoint, "inference", ("POST",), body, None, answer)
 
-    async def respond(self, request: Request, answer: Answer, headers: dict[str, str]) -> Response:
+    async def prepare(self, request: Request, asked: Sequence[GenerateRequest]) -> list[Prepared]:
+        """`Frontend.prepare`, which ends when the client leaves."""
+        return await until_disconnect(self.frontend.prepare(asked), request.receive)
+
+    async def respond(
+        self, request: Request, answer: Answer, headers: dict[str, str], *, streams: bool | None, wire: Wire = SSE
+    ) -> Response:
         """The answer, whole or as a stream."""
-        if answer.streams:
-            return EventStream(answer.events(), headers)
+        if streams:
+            return EventStream(answer.events(), headers, wire)
         whole = await until_disconnect(answer.whole(), request.receive)
         return Response(whole, 200, headers, media_type="application/json")
 
@@ -96,7 +133,7 @@ def as_json(answer: object, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(answer), 200, headers, media_type="application/json")
 
 
-def generating(path: str, endpoint: Endpoint, body: type[msgspec.Struct], answer: type[msgspec.Struct]) -> Row:
+def generating(path: str, endpoint: Endpoint, body: type[msgspec.Struct], answer: object) -> Row:
     """A route that generates, whole or as a stream."""
     return Row(path, endpoint, "inference", ("POST",), body, None, answer, EVENTS)
 
