@@ -82,10 +82,9 @@ class _Batch:
 
     async def _ask(self, line: Line) -> Reply:
         """The answer, after waiting as long as the server asks for, a few times."""
-        reply = await self._door.ask("POST", line.url, bytes(line.body))
-        for _ in range(_MAX_TRIES):
-            if reply.status not in _LATER:
+        num_tries = 1
+        while (reply := await self._door.ask("POST", line.url, bytes(line.body))).status in _LATER:
+            if (num_tries := num_tries + 1) > _MAX_TRIES:
                 break
             await asyncio.sleep(min(30.0, reply.retry_after_s))
-            reply = await self._door.ask("POST", line.url, bytes(line.body))
         return reply

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +25,6 @@ from radixlm.serve.chat import ChatCompletions
 from radixlm.serve.completions import Completions
 from radixlm.serve.control import Control
 from radixlm.serve.embeddings import Embeddings
-from radixlm.serve.encode import Encoder
 from radixlm.serve.errors import on_error, on_http_error
 from radixlm.serve.grammar import GrammarCheck
 from radixlm.serve.health import Health
@@ -35,7 +33,7 @@ from radixlm.serve.models import Models
 from radixlm.serve.native import Native
 from radixlm.serve.ollama import Ollama
 from radixlm.serve.ollama_models import OllamaModels
-from radixlm.serve.openapi import OpenApi
+from radixlm.serve.openapi import openapi_row
 from radixlm.serve.programs import Programs
 from radixlm.serve.responses import Responses
 from radixlm.serve.routes import Row
@@ -43,7 +41,7 @@ from radixlm.serve.siblings import Siblings
 from radixlm.serve.site import page_rows
 from radixlm.serve.tokens import Tokens
 
-_SGLANG = (Native, Encoder, Tokens, Control)
+_SGLANG = (Native, Tokens, Control)
 _OPENAI = (ChatCompletions, Completions, Embeddings, Models)
 _OTHERS = (Anthropic, Ollama, OllamaModels, Cache, GrammarCheck, Programs)
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -54,8 +52,7 @@ def create_app(frontend: Frontend, config: Config, siblings: Siblings | None = N
     health = Health(frontend, config)
     rows = [row for kind in (*_SGLANG, *_OPENAI, *_OTHERS) for row in kind(frontend, config).rows()]
     rows += [*Responses(frontend, config, siblings or Siblings()).rows(), *health.rows(), *page_rows()]
-    document = OpenApi(rows)
-    rows.append(Row("/openapi.json", document.serve, "public", answer=dict[str, Any]))
+    rows.append(openapi_row(rows))
     hosts = Hosts(config)
     guard = Guard(config, hosts, health)
     around = [*_traces(config), Middleware(Border, metrics=frontend.metrics, hosts=hosts), *_cors(config)]

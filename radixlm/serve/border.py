@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radixlm import log
@@ -77,7 +78,7 @@ class _Exchange:
             logger.exception("request %s failed", self._id)
             if self._status:
                 raise  # the answer is cut off; the server closes the connection
-            await self._answer(500, self._internal())
+            await Response(self._internal(), 500, None, "application/json")(self._scope, receive, self._tagged)
         finally:
             self._record(time.perf_counter() - start)
 
@@ -109,11 +110,6 @@ class _Exchange:
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         await self._send(message)
-
-    async def _answer(self, status: int, body: bytes) -> None:
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._tagged({"type": "http.response.start", "status": status, "headers": headers})
-        await self._tagged({"type": "http.response.body", "body": body})
 
 
 def _request_id(scope: Scope) -> str:

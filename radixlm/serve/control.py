@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -28,7 +29,7 @@ class Control(Surface):
         return [
             self.post("/abort_request", self.abort, AbortRequest, Aborted),
             Row("/pause_generation", self.pause, "admin", post, PauseGeneration, None, Done),
-            Row("/continue_generation", self.resume, "admin", post, answer=Done),
+            replace(self.get("/continue_generation", self.resume, Done, "admin"), methods=post),
             Row("/flush_cache", self.flush_cache, "admin", ("GET", *post), None, FlushCache, dict[str, Any]),
         ]
 
@@ -56,11 +57,10 @@ class Control(Surface):
             await engine.control("preempt")
         return as_json(Done(message="Generation paused successfully.", status="ok"))
 
-    async def resume(self, request: Request) -> Response:
+    async def resume(self) -> Done:
         """POST /continue_generation; a server that was not paused stays as it is."""
-        del request
         await self.frontend.engine.control("resume")
-        return as_json(Done(message="Generation continued successfully.", status="ok"))
+        return Done(message="Generation continued successfully.", status="ok")
 
     async def flush_cache(self, request: Request) -> Response:
         """GET or POST /flush_cache: evicts all that no running request needs.

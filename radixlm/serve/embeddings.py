@@ -1,8 +1,11 @@
-"""POST /v1/embeddings: the vectors of texts, pooled over the served model's final hidden states, of length 1."""
+"""POST /v1/embeddings, and /encode in SGLang's words: vectors of texts, of length 1, pooled over the final hidden states."""
 
 from __future__ import annotations
 
 import base64
+import time
+import uuid
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,8 @@ from radixlm.engine.output import Embedding
 from radixlm.engine.validate import MAX_BATCH, GenerateRequest
 from radixlm.errors import InvalidRequest
 from radixlm.serve import schema
-from radixlm.serve.convert import Text, split_prompts
-from radixlm.serve.replies import EmbeddingList
+from radixlm.serve.convert import Text, refuse_unsupported, split_prompts
+from radixlm.serve.replies import EmbeddingList, Encoded
 from radixlm.serve.routes import Row
 from radixlm.serve.surface import NAMES, Surface
 from radixlm.types import Pooling, SamplingParams
@@ -22,11 +25,13 @@ _NAMES = {**NAMES, "prompt": "input"}
 
 
 class Embeddings(Surface):
-    """The route of embeddings."""
+    """The routes of vectors."""
 
     def rows(self) -> list[Row]:
         """The table of these routes."""
-        return [self.post("/v1/embeddings", self.create, schema.EmbeddingRequest, EmbeddingList)]
+        encode = self.post("/encode", self.encode, schema.Encode, Encoded | list[Encoded])
+        create = self.post("/v1/embeddings", self.create, schema.EmbeddingRequest, EmbeddingList)
+        return [replace(encode, methods=("POST", "PUT")), create]
 
     async def create(self, body: schema.EmbeddingRequest) -> dict[str, Any]:
         """POST /v1/embeddings."""
@@ -48,6 +53,16 @@ class Embeddings(Surface):
             found += await self.frontend.embed(prepared)
         return found
 
+    async def encode(self, body: schema.Encode) -> list[dict[str, Any]] | dict[str, Any]:
+        """POST /encode: {embedding, meta_info}, a list of them for a list of prompts."""
+        start = time.perf_counter()
+        refuse_unsupported(body, ("image_data", "audio_data", "video_data", "lora_path"))
+        asked, is_list = _to_encode(body)
+        found = await self.frontend.embed(await self.frontend.prepare(asked))
+        took_s = time.perf_counter() - start
+        answers = [_encoded(each, item.label, took_s) for each, item in zip(found, asked)]
+        return answers if is_list else answers[0]
+
 
 def _requests(body: schema.EmbeddingRequest) -> list[GenerateRequest]:
     if body.input is None:
@@ -58,9 +73,7 @@ def _requests(body: schema.EmbeddingRequest) -> list[GenerateRequest]:
     return [pooled(prompt, body, "mean", body.rid or "", _NAMES) for prompt in prompts]
 
 
-def pooled(
-    prompt: Text, body: schema.Pooled, default: Pooling, label: str = "", names: dict[str, str] | None = None
-) -> GenerateRequest:
+def pooled(prompt: Text, body: schema.Pooled, default: Pooling, label: str, names: dict[str, str]) -> GenerateRequest:
     """The request for the vector of one prompt."""
     return GenerateRequest(
         prompt=prompt,
@@ -70,7 +83,7 @@ def pooled(
         priority=body.priority or 0,
         timeout_s=body.timeout,
         label=label,
-        names=names or {},
+        names=names,
     )
 
 
@@ -89,3 +102,26 @@ def unit(embedding: Embedding, size: int | None = None) -> np.ndarray[Any, np.dt
     vector = np.frombuffer(embedding.vector, dtype="<f4")[:size]
     length = np.linalg.norm(vector.astype(np.float64))
     return (vector / length if length else vector).astype("<f4")
+
+
+def _to_encode(body: schema.Encode) -> tuple[list[GenerateRequest], bool]:
+    if (body.text is None) == (body.input_ids is None):
+        raise InvalidRequest("send one of text and input_ids", param="text")
+    name = "text" if body.text is not None else "input_ids"
+    prompts, is_list = split_prompts(body.text if body.text is not None else body.input_ids or [], name)
+    rids = body.rid if isinstance(body.rid, list) else [body.rid or ""] * len(prompts)
+    if len(rids) != len(prompts):
+        raise InvalidRequest(f"rid has {len(rids)} entries for {len(prompts)} prompts; send one for each", param="rid")
+    names = {**NAMES, "prompt": name}
+    return [pooled(prompt, body, "last", rid, names) for prompt, rid in zip(prompts, rids)], is_list
+
+
+def _encoded(found: Embedding, rid: str, took_s: float) -> dict[str, Any]:
+    meta = {
+        "id": rid or uuid.uuid4().hex,
+        "finish_reason": {"type": "length", "length": 0},
+        "prompt_tokens": found.usage.prompt_tokens,
+        "cached_tokens": found.usage.cached_tokens,
+        "e2e_latency": took_s,
+    }
+    return {"embedding": unit(found).tolist(), "meta_info": meta}

@@ -7,7 +7,6 @@ keep_alive, are ignored and named in `x-ignored-params`. A request without a pro
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import msgspec
 from msgspec import structs
@@ -27,8 +26,6 @@ from radixlm.serve.surface import generating
 from radixlm.serve.tools import Tools, tools_of
 from radixlm.text.template import ChatOptions
 from radixlm.types import Json, SamplingParams
-
-B = TypeVar("B", bound=OllamaAsk)
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 _NAMES = {
@@ -53,7 +50,8 @@ class Ollama(OllamaSurface):
 
     async def chat(self, request: Request) -> Response:
         """POST /api/chat."""
-        body, headers = await self._taken(request, OllamaChat)
+        body, headers = await self.read(request, OllamaChat, _unknown_options)
+        self.check_tag(body.model)
         tools = tools_of(body.tools, None, parallel=True)
         if not body.messages:
             return JSONResponse(_loaded(body.model, "message"), headers=headers)
@@ -63,18 +61,14 @@ class Ollama(OllamaSurface):
 
     async def generate(self, request: Request) -> Response:
         """POST /api/generate."""
-        body, headers = await self._taken(request, OllamaGenerate)
+        body, headers = await self.read(request, OllamaGenerate, _unknown_options)
+        self.check_tag(body.model)
         refuse_unsupported(body, ("suffix", "images", "template", "context"))
         if not body.prompt:
             return JSONResponse(_loaded(body.model, "response"), headers=headers)
         reader, headers = self.reader(None, headers, separates=not body.raw)
         asked = _request(body, reader, _prompt_of(body), "prompt")
         return await self._respond(request, body, asked, reader, headers)
-
-    async def _taken(self, request: Request, kind: type[B]) -> tuple[B, dict[str, str]]:
-        read = await self.read(request, kind, lambda body: unknown_fields(body.options, OllamaOptions, "options."))
-        self.check_tag(read[0].model)
-        return read
 
     async def _respond(
         self, request: Request, body: OllamaAsk, asked: GenerateRequest, reader: ReplyReader, headers: dict[str, str]
@@ -83,6 +77,10 @@ class Ollama(OllamaSurface):
         key = "message" if isinstance(body, OllamaChat) else "response"
         answer = Answer(self.frontend, prepared, reader, body.model, key)
         return await self.respond(request, answer, headers, streams=body.stream is not False, wire=WIRE)
+
+
+def _unknown_options(body: OllamaAsk) -> list[str]:
+    return unknown_fields(body.options, OllamaOptions, "options.")
 
 
 def _loaded(model: str, key: str) -> Json:

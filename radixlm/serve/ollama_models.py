@@ -120,7 +120,7 @@ class OllamaModels(OllamaSurface):
         return {"embedding": np.frombuffer(found.vector, dtype="<f4").tolist()}
 
     async def _vectors(self, texts: list[Any], name: str) -> list[Embedding]:
-        asked = [pooled(text, Pooled(), "mean", names={"prompt": name}) for text in texts]
+        asked = [pooled(text, Pooled(), "mean", "", {"prompt": name}) for text in texts]
         return await self.frontend.embed(await self.frontend.prepare(asked))
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -35,18 +37,19 @@ _EVENT: Json = {"type": "object", "properties": {"event": _TEXT, "data": _TEXT},
 _ALWAYS: tuple[int, ...] = (400, 401, 403, 431, 500, 503)
 
 
-class OpenApi:
-    """The document of one application, encoded once."""
+def openapi_row(rows: Sequence[Row]) -> Row:
+    """The route of the document, which is one of the rows that it describes."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._encoded = b""
+    @cache
+    def encoded() -> bytes:
+        return msgspec.json.encode(document(rows))
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(request: Request) -> Response:
         """GET /openapi.json: this document."""
         del request
-        self._encoded = self._encoded or msgspec.json.encode(document(self._rows))
-        return Response(self._encoded, media_type="application/json")
+        return Response(encoded(), media_type="application/json")
+
+    return Row("/openapi.json", serve, "public", answer=dict[str, Any])
 
 
 def document(rows: Sequence[Row]) -> Json:

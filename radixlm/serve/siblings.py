@@ -24,7 +24,6 @@ from radixlm.serve.sse import until_disconnect
 
 _ID = re.compile(r"resp_(?P<home>[0-9a-f]{8})[0-9a-f]{32}")
 _READ_BYTES = 1 << 16
-_BACKLOG = 128
 _OF_THIS_HOP = (b"connection", b"transfer-encoding", b"expect", b"date", b"x-request-id")
 
 
@@ -52,7 +51,7 @@ class Siblings:
             return None
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self._folder / self._name))
-        listener.listen(_BACKLOG)
+        listener.listen()
         listener.setblocking(False)
         return listener
 

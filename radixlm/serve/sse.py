@@ -54,32 +54,25 @@ SSE = Wire("text/event-stream; charset=utf-8", lambda error: event(encode_error(
 
 async def until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The result of `work`, which is cancelled when the client leaves. Raises Aborted then. The body must have been read."""
-    watch = _Watch(asyncio.current_task())
-    watcher = asyncio.ensure_future(watch.run(receive))
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None, "coroutines run in tasks"
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
         return await work
     except asyncio.CancelledError:
-        if not watch.found_gone:
+        if not is_gone:
             raise
         raise Aborted("the client closed the connection") from None
     finally:
-        watch.task = None
         watcher.cancel()
-
-
-class _Watch:
-    """Cancels a task when its client leaves, unless `task` is None by then."""
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        self.task = task
-        self.found_gone = False
-
-    async def run(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if self.task is not None:
-            self.found_gone = True
-            self.task.cancel()
 
 
 class EventStream(Response):
