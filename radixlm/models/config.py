@@ -42,7 +42,8 @@ class ModelConfig:
     qk_norm: bool
     window: tuple[int, ...]  # per layer, as in AttentionShape
     eos_token_ids: tuple[int, ...]
-    dtype: torch.dtype  # the checkpoint's
+    dtype: torch.dtype  # the checkpoint's, of what is not in 8 bits
+    scale_block: tuple[int, int] | None  # of 8-bit weights: rows and columns under a scale; None: no such weights
 
     @property
     def attention(self) -> AttentionShape:
@@ -94,6 +95,7 @@ def read_config(config: Json, generation: Json | None = None) -> ModelConfig:
         window=_windows(config, family, layers),
         eos_token_ids=_eos(config, generation or {}),
         dtype=_dtype(config),
+        scale_block=_scale_block(config.get("quantization_config")),
     )
 
 
@@ -116,9 +118,25 @@ def _refuse_unsupported(config: Json) -> None:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelError(f"config.json: hidden_act {activation} is not supported; supported is silu")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise ModelError(f"weights quantised by {method} are not supported; use the unquantised model or a GGUF file")
+
+
+def _scale_block(found: Json | None) -> tuple[int, int] | None:
+    """Of `quantization_config`; a row where there are no blocks. Raises ModelError unless its weights are 8-bit floats."""
+    if not found:
+        return None
+    method, kinds = found.get("quant_method", "unknown"), [{"block_structure": found.get("weight_block_size")}]
+    if method == "compressed-tensors":
+        kinds = [group.get("weights") or {} for group in found.get("config_groups", {}).values()]
+    if method not in ("fp8", "compressed-tensors") or any(
+        kind.get("type", "float") != "float" or kind.get("num_bits", 8) != 8 for kind in kinds
+    ):
+        text = "supported are 8-bit floats (fp8, compressed-tensors); use those, the unquantised model or a GGUF file"
+        raise ModelError(f"weights quantised by {method} are not supported in this form; {text}")
+    sizes = {tuple(kind.get("block_structure") or (1, MAX_SIZE)) for kind in kinds}
+    if len(sizes) != 1:
+        raise ModelError(f"config.json: quantization_config has blocks of {sorted(sizes)}; all must be of one size")
+    rows, columns = sizes.pop()
+    return int(rows), int(columns)
 
 
 def _bias(config: Json, rule: Bias) -> bool:

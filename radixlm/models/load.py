@@ -13,6 +13,7 @@ from radixlm.models.config import DTYPES, ModelConfig, read_config
 from radixlm.models.decoder import Decoder, Layer, Tensors
 from radixlm.models.rope import cos_sin_table
 from radixlm.ops.api import Ops, Weight
+from radixlm.ops.scaled import Scaled, stack
 from radixlm.weights.checkpoint import Checkpoint, WeightSource
 from radixlm.weights.dummy import Dummy
 from radixlm.weights.gguf import open_gguf
@@ -21,7 +22,8 @@ from radixlm.weights.locate import Located
 from radixlm.weights.progress import byte_bar
 from radixlm.weights.safetensors import Safetensors
 
-IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$")  # recomputed here; older exports carry them
+IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.(input|output|[kv])_scale$")
+"""Recomputed here: what older exports carry, and the scales of activations that 8-bit ones do."""
 
 
 def model_config(located: Located) -> ModelConfig:
@@ -116,9 +118,13 @@ class Loader:
         self, parts: tuple[tuple[str, int], ...], in_features: int, *, bias: bool, gated: bool = False
     ) -> Weight:
         """Matrices that read the same input, stacked: each part is (name, output features)."""
-        weights = [self._take(f"{name}.weight", rows, in_features) for name, rows in parts]
+        block = self._config.scale_block
+        weights = [self._checkpoint.take_linear(name, (rows, in_features), block) for name, rows in parts]
         biases = [self._take(f"{name}.bias", rows) for name, rows in parts] if bias else None
-        return self._ops.pack(_stack(weights), _stack(biases) if biases else None, gated=gated)
+        weight = stack(weights, keep_scaled=self._ops.keeps_scaled)
+        held = (weight.weight, weight.scale) if isinstance(weight, Scaled) else (weight,)
+        self._bytes += sum(tensor.nbytes for tensor in held)
+        return self._ops.pack(weight, torch.cat(biases) if biases else None, gated=gated)
 
     def _take(self, name: str, *shape: int) -> torch.Tensor:
         tensor = self._checkpoint.take(name, *shape)
@@ -127,7 +133,3 @@ class Loader:
 
     def _is_ignored(self, name: str) -> bool:
         return bool(IGNORED.search(name)) or (self._config.tie_embeddings and name == "lm_head.weight")
-
-
-def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from radixlm.ops.scaled import Scaled
+
 
 class Weight(Protocol):
     """A linear weight prepared for one op table: rows are outputs. Made by `Ops.pack`, used by `Ops.linear`."""
@@ -50,7 +52,12 @@ class Mask:
 class Ops(Protocol):
     """Activations are [tokens, features], contiguous, in the model's dtype. Results may reuse an input's memory only where said."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> Weight:
+    @property
+    def keeps_scaled(self) -> bool:
+        """Whether `pack` takes weights in 8 bits with scales; other tables get them written out."""
+        ...
+
+    def pack(self, weight: torch.Tensor | Scaled, bias: torch.Tensor | None, *, gated: bool = False) -> Weight:
         """weight [out, in], bias [out] or None -> a prepared weight. The source may be freed afterwards.
 
         `gated` says that it is for `Ops.gated`, else it is for `Ops.linear`.

@@ -64,6 +64,8 @@ class NativeWeight:
 class NativeOps:
     """Implements `radixlm.ops.api.Ops` on CPU tensors."""
 
+    keeps_scaled = False
+
     def __init__(self, threads: int | None = None, torch_rows: int | None = None) -> None:
         """`threads`: torch's number by default. From `torch_rows` rows on torch multiplies bfloat16; by default that is
         measured where the CPU has AMX, and never elsewhere. Raises ConfigError if the kernels cannot be compiled.

@@ -11,6 +11,7 @@ OPS = {
     "torch": "radixlm.ops.torch:TorchOps",
     "native": "radixlm.ops.native:NativeOps",
     "triton": "radixlm.ops.triton:TritonOps",
+    "triton_scaled": "radixlm.ops.triton_fp8:ScaledOps",
     "triton_fp8": "radixlm.ops.triton_fp8:Fp8Ops",
     "triton_invariant": "radixlm.ops.triton_invariant:InvariantOps",
 }

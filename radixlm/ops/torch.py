@@ -35,6 +35,8 @@ class TorchWeight:
 class TorchOps:
     """Implements `radixlm.ops.api.Ops`."""
 
+    keeps_scaled = False
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TorchWeight:
         """Keeps the tensors themselves: packing costs neither time nor memory."""
         return TorchWeight(weight, bias)

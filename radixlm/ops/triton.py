@@ -35,6 +35,8 @@ class TritonWeight(TorchWeight):
 class TritonOps:
     """Implements `radixlm.ops.api.Ops`."""
 
+    keeps_scaled = False
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> TritonWeight:
         """Keeps the tensors themselves. The first weight of a shape is measured, unless that was done in an earlier run."""
         weight = weight.contiguous()

@@ -17,8 +17,9 @@ from radixlm.config import Config
 from radixlm.device import cpu, cuda
 from radixlm.errors import ConfigError, StartError
 from radixlm.messages import EngineInfo
+from radixlm.models.config import ModelConfig
 from radixlm.models.decoder import Decoder
-from radixlm.models.load import load_model
+from radixlm.models.load import load_model, model_config
 from radixlm.ops.api import Ops
 from radixlm.ops.table import load_ops
 from radixlm.runner.api import Runner
@@ -83,7 +84,7 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
     device = _device(config)
     defaults = DEFAULTS[device.type]
     located = locate(config)
-    ops_name, ops = _first(defaults.ops, _ops_asked(config, device), load_ops)
+    ops_name, ops = _first(defaults.ops, _ops_asked(config, device, model_config(located)), load_ops)
     model = load_model(located, config, ops, device)
     wanted = _wanted(config, model, defaults)
 
@@ -202,15 +203,16 @@ def _cuda_room(config: Config, wanted: Sizes, make: Callable[[int], tuple[Runner
     return int(cuda.total_bytes() * config.memory_fraction) - taken_by_others - working - GRAPH_BYTES
 
 
-def _ops_asked(config: Config, device: torch.device) -> str:
+def _ops_asked(config: Config, device: torch.device, model: ModelConfig) -> str:
     if config.deterministic:
         if device.type != "cuda" or config.quantization != "none":
             text = "--deterministic is for CUDA devices and weights in 16 or 32 bits; leave it or --quantization out"
             raise ConfigError(text, param="deterministic")
         return INVARIANT
+    eight_bits = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     if config.quantization == "none":
-        return config.ops
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        return "triton_scaled" if config.ops == "auto" and model.scale_block and eight_bits else config.ops
+    if not eight_bits:
         text = f"--quantization is {config.quantization}, which {device} cannot compute; leave it out"
         raise ConfigError(text, param="quantization")
     return "triton_fp8"

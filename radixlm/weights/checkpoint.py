@@ -8,7 +8,11 @@ from typing import Protocol
 import torch
 
 from radixlm.errors import ModelError
+from radixlm.ops.scaled import FP8, Scaled
 from radixlm.weights.progress import Report
+
+SCALES = ("weight_scale_inv", "weight_scale")
+"""Names beside an 8-bit `weight`, as DeepSeek's and Qwen's checkpoints and as compressed-tensors have them; both multiply."""
 
 
 class WeightSource(Protocol):
@@ -47,17 +51,45 @@ class Checkpoint:
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """The tensor of this name. Raises ModelError if it is missing, was taken before or has another shape."""
+        return self._convert(name, self._take(name, shape))
+
+    def take_linear(self, name: str, shape: tuple[int, int], block: tuple[int, int] | None) -> torch.Tensor | Scaled:
+        """The weight [out, in] of a linear layer; with a scale beside it, in 8 bits, for blocks of this size or per row.
+
+        Raises ModelError as `take` does, and if weight and scales do not fit each other.
+        """
+        scales = next((f"{name}.{kind}" for kind in SCALES if f"{name}.{kind}" in self._left), None)
+        weight = self._take(f"{name}.weight", shape)
+        if scales is None:
+            return self._convert(f"{name}.weight", weight)
+        scale = self._take(scales).to(self._device, torch.float32)
+        rows, columns = block or (1, shape[1])
+        if scale.shape != (-(-shape[0] // rows), -(-shape[1] // columns)):
+            if scale.numel() not in (1, shape[0]):
+                raise ModelError(
+                    f"tensor {scales} has shape {list(scale.shape)}, which does not fit {list(shape)} weights"
+                )
+            rows, columns, scale = 1, shape[1], scale.reshape(-1, 1).expand(shape[0], 1).contiguous()
+        if weight.dtype != FP8:
+            raise ModelError(f"tensor {name}.weight is {weight.dtype} with scales; only float8_e4m3fn may have some")
+        return Scaled(weight.to(self._device), scale, (rows, min(columns, shape[1])), self._dtype)
+
+    def _convert(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            raise ModelError(f"tensor {name} is {tensor.dtype} without a scale beside it; fetch the model again")
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def _take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         if name in self._taken:
             raise ModelError(f"tensor {name} is used twice; the model's definition is wrong")
         self._taken.add(name)
         self._left.discard(name)
         try:
-            tensor = self._source.read(name, shape)
+            tensor = self._source.read(name, shape or ())
         except KeyError:
             raise ModelError(f"tensor {name} is missing; fetch the model again") from None
-        if tensor.shape != shape:
+        if shape is not None and tensor.shape != shape:
             raise ModelError(f"tensor {name} has shape {list(tensor.shape)}, the config asks for {list(shape)}")
-        tensor = tensor.to(device=self._device, dtype=self._dtype)
         self._read_bytes += self._source.stored_bytes(name)
         self._report(self._read_bytes, self._source.size_bytes)
         return tensor

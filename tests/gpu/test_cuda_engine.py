@@ -10,10 +10,12 @@ import torch
 
 from radixlm import LLM
 from radixlm.config import Config
+from radixlm.runner.create import create_runner
 from radixlm.sched.constrain import Constraining
 from radixlm.types import SamplingParams
 from tests.engine.whole import Whole
 from tests.models.families import make_oracle
+from tests.models.test_fp8 import write
 
 pytestmark = [
     pytest.mark.gpu,
@@ -171,3 +173,20 @@ def test_8_bits_keep_first_tokens_where_they_are_not_close(model, options):
     short = answers(model, asked, device="cuda", dtype="bfloat16", idle=True, **options)
     # Random weights decide among 512 tokens by little; by chance not one in ten would be the same.
     assert sum(a == b for a, b in zip(plain, short)) >= len(asked) * 0.4
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="8-bit products need a newer card"
+)
+@pytest.mark.parametrize("kind", ["blocks larger than the weights", "rows"])
+def test_an_8_bit_checkpoint_stays_in_8_bits_and_gives_the_tokens_of_the_same_written_out(tmp_path, kind):
+    """Rounded activations part some answers; their first tokens, after the same prompts, are mostly the same."""
+    write(tmp_path, kind, "llama", **SIZES | {"hidden_size": 256, "intermediate_size": 384})
+    asked, options = requests(), {"device": "cuda", "dtype": "bfloat16", "idle": True}
+    kept, written_out = (answers(str(tmp_path), asked, **options, **ops) for ops in ({}, {"ops": "triton"}))
+    runner, info = create_runner(Config(**BASE | {"model": str(tmp_path), "device": "cuda", "dtype": "bfloat16"}))
+    runner.close()
+    assert info.ops == "triton_scaled"
+    assert all(len(one) == len(other) for one, other in zip(kept, written_out, strict=True))
+    same = [one[0] == other[0] for one, other in zip(kept, written_out, strict=True)]
+    assert sum(same) > 0.6 * len(same)
