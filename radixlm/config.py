@@ -59,7 +59,9 @@ class Config:
         False, "The same tokens whatever else is in the batch, at a lower speed (CUDA devices).", group="device"
     )
     quantization: Literal["none", "fp8"] = option(
-        "none", "fp8 keeps linear weights in 8 bits (CUDA devices of compute capability 8.9 and up).", group="device"
+        "none",
+        "fp8 rounds linear weights to 8 bits (CUDA devices of compute capability 8.9 and up); 8-bit checkpoints need no option.",
+        group="device",
     )
 
     page_size: int = option(1, "Tokens per KV page.", group="memory", low=1, high=256)
