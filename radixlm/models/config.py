@@ -43,7 +43,9 @@ class ModelConfig:
     window: tuple[int, ...]  # per layer, as in AttentionShape
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype  # the checkpoint's, of what is not in 8 bits
-    scale_block: tuple[int, int] | None  # of 8-bit weights: rows and columns under a scale; None: no such weights
+    scale_block: tuple[int, int] | None = (
+        None  # of 8-bit weights: rows and columns under a scale; None: no such weights
+    )
 
     @property
     def attention(self) -> AttentionShape:

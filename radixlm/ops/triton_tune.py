@@ -13,9 +13,10 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import triton
@@ -26,6 +27,8 @@ from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.triton_fused import norm, silu_mul
 from radixlm.ops.triton_linear import Tiling
 from radixlm.ops.triton_products import Kernel, multiply, suits
+
+_T = TypeVar("_T")
 
 ROW_BLOCKS = (1, 32, 64, 96, 128, 256, 2048)
 """Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
@@ -111,7 +114,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
         return silu_mul(y) if gated else y
 
     def took_us(kernel: Kernel, ms: float) -> float:
-        return (MARGIN if kernel is None else 1.0) * _time_us(lambda weight: compute(weight, kernel), weights, ms)
+        return (MARGIN if kernel is None else 1.0) * time_us(lambda weight: compute(weight, kernel), weights, ms)
 
     def fastest(kernels: Iterable[Kernel]) -> tuple[float, Kernel]:
         fit = [kernel for kernel in kernels if suits(weights[0], kernel, rows, gated=gated)]
@@ -133,7 +136,7 @@ def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
     return dict.fromkeys(offer for shape in shapes for offer in cublaslt.offers(shape))
 
 
-def _time_us(compute: Callable[[torch.Tensor], object], weights: list[torch.Tensor], ms: float = 0.0) -> float:
+def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 0.0) -> float:
     """Median device time of one call, as in a step: in a graph, the weight in no cache, after it has run for so long."""
     compute(weights[0])
     torch.cuda.synchronize()
