@@ -85,9 +85,9 @@ class FlashInferAttention(TritonAttention):
 
     def __init__(self, shape: AttentionShape, kv: KVStore, kinds: tuple[str, ...] = (DECODE, CHUNKS)) -> None:
         """`kinds`: of the steps that FlashInfer computes. Raises ConfigError if it is not installed or does not take the model."""
-        super().__init__(shape, kv)
         keys = kv.layer(0)[0]
         _check(shape, keys)
+        super().__init__(shape, kv)
         self._dtype, self._device = keys.dtype, keys.device
         self.kinds = kinds
         self._floats = torch.zeros(_FLOATS_BYTES, dtype=torch.uint8, device=keys.device)
@@ -173,8 +173,7 @@ def _kind(batch: Batch) -> str:
 
 def _key(batch: Batch) -> tuple[int, int]:
     """The padded size that a pair of wrappers serves: chunks, and tokens rounded up."""
-    tokens = len(batch.positions)
-    return len(batch.slots), 1 if batch.max_length == 1 else next_power(tokens)
+    return len(batch.slots), 1 if _kind(batch) == DECODE else next_power(len(batch.positions))
 
 
 def _check(shape: AttentionShape, keys: torch.Tensor) -> None:

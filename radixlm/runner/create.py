@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,11 +65,13 @@ class Defaults:
     knee_tokens: int = 0  # nothing rides for free where arithmetic is the limit
 
 
+_EXTRA = ("flashinfer_tuned",) if importlib.util.find_spec("flashinfer") else ()
+
 DEFAULTS = {
     "cpu": Defaults(("native", "torch"), ("native", "reference"), max_running=64, tokens_per_step=1024),
     "cuda": Defaults(
         ("triton", "torch"),
-        ("flashinfer_tuned", "triton", "reference"),
+        (*_EXTRA, "triton", "reference"),
         max_running=256,
         tokens_per_step=2048,
         knee_tokens=128,

@@ -76,7 +76,7 @@ def compare(chunks: list[Chunk], shape: AttentionShape, page_size: int, dtype: t
 
 @hopper
 @pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("heads", [(32, 8, 128), (8, 8, 128), (32, 4, 64)], ids=str)
+@pytest.mark.parametrize("heads", [(32, 8, 128), (8, 8, 128)], ids=str)
 @pytest.mark.parametrize("chunks", [ROWS, [(0, 70), (5, 3), (190, 40), (65, 1), (0, 1), (130, 12)], LONG], ids=len)
 def test_steps_equal_the_reference(chunks: list[Chunk], heads: tuple[int, int, int], page_size: int) -> None:
     compare(chunks, llama(*heads), page_size)
@@ -84,9 +84,11 @@ def test_steps_equal_the_reference(chunks: list[Chunk], heads: tuple[int, int, i
 
 @hopper
 @pytest.mark.parametrize("chunks", [ROWS, LONG], ids=len)
-def test_sliding_windows_per_layer_and_soft_caps(chunks: list[Chunk]) -> None:
+def test_other_kernels_for_sliding_windows_soft_caps_and_heads_of_64(chunks: list[Chunk]) -> None:
+    """Each is compiled by itself: minutes, where FlashInfer has not kept them yet."""
     compare(chunks, replace(llama(32, 8, 128), window=(0, 100)), 1)
     compare(chunks, replace(llama(32, 8, 128), softcap=20.0), 1)
+    compare(chunks, llama(32, 4, 64), 16)
 
 
 @hopper
@@ -144,7 +146,7 @@ def test_a_captured_step_follows_what_is_prepared_before_each_replay(chunks: lis
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Small, with heads of a size that FlashInfer takes."""
     folder = tmp_path_factory.mktemp("model")
-    make_oracle("llama", **{**SIZES, "hidden_size": 512}).save_pretrained(folder)
+    make_oracle("llama", **{**SIZES, "hidden_size": 1024}).save_pretrained(folder)
     return str(folder)
 
 
