@@ -5,6 +5,7 @@ GGUF metadata is first rewritten as a config.json (`radixlm.weights.gguf_config`
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -126,19 +127,18 @@ def _scale_block(found: Json | None) -> tuple[int, int] | None:
     """Of `quantization_config`; a row where there are no blocks. Raises ModelError unless its weights are 8-bit floats."""
     if not found:
         return None
-    method, kinds = found.get("quant_method", "unknown"), [{"block_structure": found.get("weight_block_size")}]
-    if method == "compressed-tensors":
-        kinds = [group.get("weights") or {} for group in found.get("config_groups", {}).values()]
-    if method not in ("fp8", "compressed-tensors") or any(
-        kind.get("type", "float") != "float" or kind.get("num_bits", 8) != 8 for kind in kinds
-    ):
-        text = "supported are 8-bit floats (fp8, compressed-tensors); use those, the unquantised model or a GGUF file"
-        raise ModelError(f"weights quantised by {method} are not supported in this form; {text}")
-    sizes = {tuple(kind.get("block_structure") or (1, MAX_SIZE)) for kind in kinds}
-    if len(sizes) != 1:
-        raise ModelError(f"config.json: quantization_config has blocks of {sorted(sizes)}; all must be of one size")
-    rows, columns = sizes.pop()
-    return int(rows), int(columns)
+    try:
+        kinds = [{"block_structure": found["weight_block_size"]}] if "weight_block_size" in found else [{}]
+        if found["quant_method"] == "compressed-tensors":
+            kinds = [group["weights"] for group in found["config_groups"].values()]
+        ((rows, columns),) = {tuple(kind.get("block_structure") or (1, MAX_SIZE)) for kind in kinds}
+        floats = all(kind.get("type", "float") == "float" and kind.get("num_bits", 8) == 8 for kind in kinds)
+        if found["quant_method"] in ("fp8", "compressed-tensors") and floats and min(rows, columns) > 0:
+            return int(rows), int(columns)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    text = "supported are 8-bit floats in blocks of one size (fp8, compressed-tensors); or use a GGUF file"
+    raise ModelError(f"config.json: weights quantised by {json.dumps(found)[:200]} are not supported; {text}")
 
 
 def _bias(config: Json, rule: Bias) -> bool:

@@ -96,3 +96,6 @@ def test_rows_with_a_scale_each_are_taken_as_they_are() -> None:
         x = torch.randn(rows, 256, device=DEVICE).to(DTYPES[0])
         expected = x.float() @ weight.plain().float().T
         assert relative_error(ScaledOps().linear(x, packed), expected) < 0.05
+        gate, up = expected.chunk(2, dim=-1)
+        gated = ScaledOps().gated(x, ScaledOps().pack(weight, None, gated=True))
+        assert relative_error(gated, torch.nn.functional.silu(gate) * up) < 0.1

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from radixlm.config import Config
 from radixlm.errors import ConfigError, ModelError
-from radixlm.models.config import read_config
+from radixlm.models.config import MAX_SIZE, read_config
 from radixlm.models.load import choose_context_length, choose_dtype
 from radixlm.models.rope import cos_sin_table
 from tests.models.families import LINEAR, LLAMA3, SIZES, YARN
@@ -103,6 +103,23 @@ def test_end_tokens_of_both_files_count_once():
     assert config.eos_token_ids == (9, 5)
 
 
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+
+
+@pytest.mark.parametrize(
+    "found, block",
+    [
+        ({}, None),
+        ({"quant_method": "fp8", "weight_block_size": [128, 64]}, (128, 64)),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, (1, MAX_SIZE)),
+        (COMPRESSED | {"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float"}}}}, (1, MAX_SIZE)),
+        (COMPRESSED | {"config_groups": {"a": {"weights": {"block_structure": [128, 128]}}}}, (128, 128)),
+    ],
+)
+def test_8_bit_weights_have_scales_for_rows_or_blocks(found, block):
+    assert read_config(PLAIN | {"quantization_config": found}).scale_block == block
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -115,7 +132,13 @@ def test_end_tokens_of_both_files_count_once():
         ({"num_key_value_heads": 3}, "must be a multiple of 3"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by .*gptq"),
+        ({"quantization_config": "fp8"}, "quantised by .*fp8"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 128]}}, "blocks of one size"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}}, "blocks of one size"),
+        ({"quantization_config": COMPRESSED | {"config_groups": {"a": {"weights": {"num_bits": 4}}}}}, "compressed"),
+        ({"quantization_config": COMPRESSED | {"config_groups": {"a": {"weights": {"type": "int"}}}}}, "compressed"),
+        ({"quantization_config": COMPRESSED | {"config_groups": None}}, "compressed"),
         ({"rope_scaling": {"type": "longrope"}}, "rope scaling longrope is not supported; supported are default"),
         ({"rope_scaling": {"type": "linear"}}, "lacks a usable number"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
