@@ -48,7 +48,9 @@ def compare(name: str, chunks: list[shapes.Chunk], page_size: int) -> None:
         backend.plan(batch)
         results.append(backend.run(q, 0).float())
     difference = float((results[0] - results[1]).norm() / results[0].norm())
-    times = [[step_us(backend, batch, known, q) for backend in backends] for _ in range(3)]  # interleaved
+    times = [
+        [step_us(backend, batch, known, q, len(pool.layers)) for backend in backends] for _ in range(3)
+    ]  # interleaved
     (ours, _), (theirs, host) = (
         [statistics.median(column) for column in zip(*runs, strict=True)] for runs in zip(*times, strict=True)
     )

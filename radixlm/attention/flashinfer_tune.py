@@ -72,7 +72,7 @@ def _is_faster(shape: AttentionShape, keys: torch.Tensor, chunks: tuple[tuple[in
     ours, theirs = (
         len(shape.window) * layer_us + host_us
         for layer_us, host_us in (
-            step_us(backend(shape, pool), batch, (starts, lengths), q)
+            step_us(backend(shape, pool), batch, (starts, lengths), q, min(_LAYERS, len(shape.window)))
             for backend in (TritonAttention, FlashInferAttention)
         )
     )
@@ -80,9 +80,12 @@ def _is_faster(shape: AttentionShape, keys: torch.Tensor, chunks: tuple[tuple[in
 
 
 def step_us(
-    backend: AttentionBackend, batch: Batch, known: tuple[IntArray, IntArray], q: torch.Tensor
+    backend: AttentionBackend, batch: Batch, known: tuple[IntArray, IntArray], q: torch.Tensor, num_layers: int
 ) -> tuple[float, float]:
-    """Of one layer on the device, and of what comes before a step on the host; `known` are the batch's starts and lengths."""
+    """Of one layer on the device, and of what comes before a step on the host.
+
+    `known` are the batch's starts and lengths; `num_layers` together should not fit into a cache.
+    """
     times = []
     for _ in range(_REPEATS):
         begun = time.perf_counter()
@@ -90,8 +93,7 @@ def step_us(
         times.append(1e6 * (time.perf_counter() - begun))
         torch.cuda.synchronize()
     backend.plan(batch)
-    layers = range(8 * _LAYERS)
-    return time_us(lambda layer: backend.run(q, layer % _LAYERS), layers), statistics.median(times)
+    return time_us(lambda layer: backend.run(q, layer), [*range(num_layers)] * 8), statistics.median(times)
 
 
 def _layer(keys: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
