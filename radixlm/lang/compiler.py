@@ -15,6 +15,7 @@ import msgspec
 from radixlm.lang.ir import (
     Argument,
     Branch,
+    Close,
     End,
     Fork,
     Gen,
@@ -49,12 +50,12 @@ class Compiled:
     segments: Mapping[int, tuple[Segment, ...]]
 
 
-def compile_program(program: Program, max_parts: int) -> Compiled:
+def compile_program(program: Program, max_parts: int, *, across_messages: bool = True) -> Compiled:
     """All passes over a bound program, verified before and after. Raises ProgramError for one that cannot run."""
     verify(program)
     program = folded(program)
     verify(program)
-    return Compiled(program, {b.id: tuple(segments(b, max_parts)) for b in program.branches})
+    return Compiled(program, {b.id: tuple(segments(b, max_parts, across_messages)) for b in program.branches})
 
 
 def bound(program: Program, arguments: Mapping[str, str]) -> Program:
@@ -91,12 +92,13 @@ def _mapped(program: Program, change: Callable[[Iterable[Node]], Iterable[Node]]
     return msgspec.structs.replace(program, branches=branches)
 
 
-def segments(branch: Branch, max_parts: int) -> Iterable[Segment]:
+def segments(branch: Branch, max_parts: int, across_messages: bool = True) -> Iterable[Segment]:
     """The branch cut where it must pause."""
     nodes: list[Node] = []
     num_gens = 0
     for node in branch.nodes:
-        if num_gens and (isinstance(node, Ref) or (isinstance(node, Gen) and num_gens >= max_parts)):
+        pauses = isinstance(node, Ref) or (isinstance(node, Close) and not across_messages)
+        if num_gens and (pauses or (isinstance(node, Gen) and num_gens >= max_parts)):
             yield Segment(tuple(nodes))
             nodes, num_gens = [], 0
         if isinstance(node, Select | End | Reason | Fork):

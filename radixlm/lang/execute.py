@@ -55,10 +55,12 @@ Scores = list[tuple[TokenLogprobs, ...]]  # by option: its tokens
 
 
 class Model(Protocol):
-    """What programs run on. `max_parts`: generated parts that one request can have."""
+    """What programs run on. `max_parts`: generated parts that one request can have; `across_messages`: of several messages."""
 
     @property
     def max_parts(self) -> int: ...
+    @property
+    def across_messages(self) -> bool: ...
 
     def chat(self, program: Program) -> Chat:
         """The frame of conversations; it raises Unsupported when used, where there is none."""
@@ -99,7 +101,7 @@ async def execute(model: Model, programs: Many[Program]) -> AsyncGenerator[Event
 
 async def _run(model: Model, program: Program, index: int, emit: Emit) -> None:
     try:
-        compiled = compile_program(program, model.max_parts)
+        compiled = compile_program(program, model.max_parts, across_messages=model.across_messages)
         await _Instance(model, compiled, index, emit).run()
         emit(EndEvent(index))
     except Exception as error:  # noqa: BLE001 - border: a task main; the error becomes the program's last event
@@ -193,12 +195,15 @@ class _Runner:
         """Errors name the node they came from."""
         try:
             await work
-        except ProgramError as error:
-            if error.program:
-                raise
-            raise self._named(error, error.reason, nodes[0]) from error
         except Error as error:
-            raise self._named(error, error.message, nodes[0]) from error
+            if isinstance(error, ProgramError) and error.program:
+                raise
+            reason = error.reason if isinstance(error, ProgramError) else error.message
+            raise self._named(error, reason, nodes[0]) from error
+        except Exception as error:  # border: a model of others may answer anything
+            logger.exception("a program failed by an answer that is none, or a fault of ours")
+            text = f"the answer is none that is known here ({type(error).__name__}: {error})"
+            raise self._named(Error(text), text, nodes[0]) from error
 
     def _named(self, error: Error, reason: str, node: Node) -> ProgramError:
         where = {"program": self._instance.program.name, "line": node.line, "node": describe(node)}
@@ -239,6 +244,8 @@ class _Runner:
                     self._tell_usage(gens, delta.usage, time.perf_counter() - started)
                 if part < len(gens):
                     answers = _answers(gens[part])
+        if part < len(gens):
+            raise Error(f"the answer ended before {gens[part].name} did")
 
     def _stretches(self, nodes: list[Node], texts: dict[int, str]) -> list[Stretch]:
         """The parts with the literal run before each: what the sequence is going to hold, read ahead."""

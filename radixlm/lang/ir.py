@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from radixlm.errors import InvalidRequest
 from radixlm.lang.errors import ProgramError
 from radixlm.messages import TokenLogprobs
 from radixlm.types import SamplingParams
@@ -60,7 +59,7 @@ class Gen(_Node, frozen=True):
     sampling: SamplingParams = SamplingParams()
 
     def __post_init__(self) -> None:
-        _named(self.name, "gen")
+        _named(self, self.name)
 
 
 class Select(_Node, frozen=True):
@@ -73,10 +72,11 @@ class Select(_Node, frozen=True):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _named(self.name, "select")
-        if not 1 <= len(self.options) <= MAX_OPTIONS or not all(self.options):
+        _named(self, self.name)
+        texts = all(isinstance(option, str) and option for option in self.options)
+        if not 1 <= len(self.options) <= MAX_OPTIONS or not texts:
             raise ProgramError(
-                f"select has {len(self.options)} choices; it needs 1 to {MAX_OPTIONS}, none of them empty",
+                f"select has {len(self.options)} choices; it needs 1 to {MAX_OPTIONS}, each a text that is not empty",
                 line=self.line,
                 node=f"select {self.name}",
             )
@@ -177,6 +177,7 @@ class Program(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     branches: tuple[Branch, ...]
     stream: bool = False  # send text as it comes, not only whole values
     tools: tuple[dict[str, Any], ...] = ()  # descriptions for the chat template
+    num_api_spec_tokens: int = 0  # asked for ahead where each generated part would be a request
 
     def nodes(self) -> Iterator[tuple[Branch, Node]]:
         """Every node with its branch."""
@@ -280,15 +281,19 @@ def verify(program: Program) -> None:
     """Raises ProgramError unless the nodes fit together: known branches and values, matched messages, nothing waits for itself."""
     if program.version != VERSION:
         raise ProgramError(f"version is {program.version}; this one runs version {VERSION}", program=program.name)
-    if not 1 <= len(program.branches) <= MAX_BRANCHES:
-        raise ProgramError(f"{len(program.branches)} branches; a program has 1 to {MAX_BRANCHES}", program=program.name)
-    count = sum(len(branch.nodes) for branch in program.branches)
-    if count > MAX_NODES:
-        raise ProgramError(f"{count} nodes; a program has at most {MAX_NODES}", program=program.name)
+    nodes = [node for _, node in program.nodes()]
+    forks, opened = ([node.line for node in nodes if isinstance(node, kind)] for kind in (Fork, Open))
     held = sum(len(branch.context.turns) for branch in program.branches if branch.context is not None)
-    messages = held + sum(isinstance(node, Open) for _, node in program.nodes())
-    if messages > MAX_MESSAGES:
-        raise ProgramError(f"{messages} messages; a program has at most {MAX_MESSAGES}", program=program.name)
+    for count, what, most, lines in (
+        (len(program.branches), "branches", MAX_BRANCHES, forks),
+        (len(nodes), "nodes", MAX_NODES, [node.line for node in nodes]),
+        (held + len(opened), "messages", MAX_MESSAGES, opened),
+    ):
+        if count > most:
+            line = lines[-1] if lines else 0
+            raise ProgramError(f"{count} {what}; a program has at most {most}", program=program.name, line=line)
+    if not program.branches:
+        raise ProgramError("0 branches; a program has at least 1", program=program.name)
     _Proof(program).run()
 
 
@@ -370,6 +375,7 @@ class _Proof:
         return ProgramError(rule, program=self._program.name, line=node.line, node=describe(node))
 
 
-def _named(name: str, kind: str) -> None:
-    if not name or len(name) > 256:
-        raise InvalidRequest(f"a {kind} needs a name of 1 to 256 characters", param="name")
+def _named(node: Gen | Select, name: object) -> None:
+    if not isinstance(name, str) or not 1 <= len(name) <= 256:
+        kind = type(node).__name__.lower()
+        raise ProgramError(f"a {kind} needs a name: text of 1 to 256 characters", line=node.line, node=kind)

@@ -14,10 +14,15 @@ from radixlm.lang.errors import ProgramError, Unsupported
 from radixlm.lang.ir import (
     BranchEvent,
     Context,
+    End,
     EndEvent,
     ErrorEvent,
     Event,
+    Gen,
     Meta,
+    Program,
+    Reason,
+    Select,
     TextEvent,
     UsageEvent,
     ValueEvent,
@@ -64,6 +69,13 @@ class Ledger:
                 self.error = self.error or error_of(event, self.program)
             case EndEvent():
                 self.num_ended += 1
+
+    def has_all(self, program: Program) -> bool:
+        """Whether all that this program was to bring is here."""
+        values = (
+            (b.id, n.name) in self.values for b, n in program.nodes() if isinstance(n, Gen | Select | End | Reason)
+        )
+        return all(branch.id in self.contexts for branch in program.branches) and all(values)
 
     def fail(self, error: ProgramError) -> None:
         """Nothing more will come; the first error is the one that counts."""

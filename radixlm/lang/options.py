@@ -31,7 +31,9 @@ class Call:
 class Signature:
     """A program's own arguments. One that is called like an option of `run` goes before it."""
 
-    def __init__(self, function: Any, bound: Mapping[str, Any], tools: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, function: Any, bound: Mapping[str, Any], tools: Sequence[Any] = (), num_api_spec_tokens: int = 0
+    ) -> None:
         parameters = list(inspect.signature(function).parameters.values())
         self.name = getattr(function, "__name__", "program")
         if not parameters or parameters[0].kind not in (
@@ -39,7 +41,10 @@ class Signature:
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
         ):
             raise ProgramError("a program's first parameter is its state, s", program=self.name)
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ProgramError("a program is a plain function: without async, await and yield", program=self.name)
         self._tools = tuple(described(tool) for tool in tools)
+        self._num_api_spec_tokens = num_api_spec_tokens
         self._parameters = {p.name: p for p in parameters[1:]}
         self._bound = dict(bound)
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -76,14 +81,22 @@ class Signature:
         ]
         if needed and not partial:
             raise self._wrong(f"arguments are missing: {', '.join(needed)}")
-        sampling |= logprob_fields(running.get("return_logprob"), running.get("top_logprobs_num"))
-        settings = Settings(
-            sampling={"max_tokens": 128, **sampling},
+        return Call(arguments, self._settings(sampling, running), running.get("backend"), tuple(needed))
+
+    def _settings(self, sampling: Mapping[str, Any], running: Mapping[str, Any]) -> Settings:
+        timeout_s = running.get("timeout")
+        if not isinstance(timeout_s, int | float | None):
+            raise self._wrong(f"timeout is {timeout_s!r}; give seconds, as a number")
+        if isinstance(running.get("backend"), str):
+            raise self._wrong("backend is a text; give HttpBackend(url), or LocalBackend(model)")
+        scores = logprob_fields(running.get("return_logprob"), running.get("top_logprobs_num"))
+        return Settings(
+            sampling={"max_tokens": 128, **sampling, **scores},
             stream=bool(running.get("stream")),
-            timeout_s=running.get("timeout"),
+            timeout_s=timeout_s,
             tools=self._tools,
+            num_api_spec_tokens=self._num_api_spec_tokens,
         )
-        return Call(arguments, settings, running.get("backend"), tuple(needed))
 
     def row(self, item: Any) -> dict[str, Any]:
         """The arguments of one instance of a batch: a dict, or values in order."""

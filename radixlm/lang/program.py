@@ -30,6 +30,7 @@ from radixlm.lang.tracer import Placeholder, catching_line, line_of_program
 from radixlm.types import SamplingParams
 
 MAX_THREADS = 64
+MAX_AHEAD = 1 << 16  # tokens
 _BATCH = 256  # programs sent together
 
 
@@ -41,12 +42,15 @@ def function(
 ) -> Any:
     """Makes a program of a function whose first parameter is its state. `tools` are told to the chat template.
 
-    `num_api_spec_tokens` is accepted: stretches of a program are one request here, so there is nothing to speculate.
+    `num_api_spec_tokens` are asked for ahead on servers that take one generated part a request (OpenAIBackend): parts that
+    come with one before need none. Our own engine and server take whole stretches as one request anyway.
     """
-    del num_api_spec_tokens
     if func is None:
-        return functools.partial(function, tools=tools)
-    return SglFunction(func, tools=tools)
+        return functools.partial(function, num_api_spec_tokens=num_api_spec_tokens, tools=tools)
+    if num_api_spec_tokens is not None and not 1 <= num_api_spec_tokens <= MAX_AHEAD:
+        name = func.__name__
+        raise ProgramError(f"num_api_spec_tokens is {num_api_spec_tokens}; it must be 1 to {MAX_AHEAD}", program=name)
+    return SglFunction(func, tools=tools, num_api_spec_tokens=num_api_spec_tokens or 0)
 
 
 class SglFunction:
@@ -54,13 +58,18 @@ class SglFunction:
     `backend`, `timeout` in seconds."""
 
     def __init__(
-        self, func: Callable[..., Any], *, bound: dict[str, Any] | None = None, tools: Sequence[Any] = ()
+        self,
+        func: Callable[..., Any],
+        *,
+        bound: dict[str, Any] | None = None,
+        tools: Sequence[Any] = (),
+        num_api_spec_tokens: int = 0,
     ) -> None:
         functools.update_wrapper(self, func)
         self.func = func
         self.bind_arguments = bound or {}
-        self._tools = tools
-        self._signature = Signature(func, self.bind_arguments, tools)
+        self._made = {"tools": tools, "num_api_spec_tokens": num_api_spec_tokens}
+        self._signature = Signature(func, self.bind_arguments, tools, num_api_spec_tokens)
         self.name = self._signature.name
         self.arg_names = self._signature.names
         self._dependent: TraceError | None = None  # why it is interpreted, once that is known
@@ -73,7 +82,7 @@ class SglFunction:
 
     def bind(self, **arguments: Any) -> SglFunction:
         """The same program with these arguments given; they go before those of `run`."""
-        return SglFunction(self.func, bound={**self.bind_arguments, **arguments}, tools=self._tools)
+        return SglFunction(self.func, bound={**self.bind_arguments, **arguments}, **self._made)
 
     # -- one instance -------------------------------------------------------------------------------------------------
 
@@ -269,6 +278,9 @@ class Plan:
         """Runs it to the end with these texts as arguments. Raises what went wrong."""
         if unknown := [name for name in arguments if name not in self.missing]:
             raise ProgramError(f"there is no open argument {unknown[0]}", program=self.program.name)
+        for name, value in arguments.items():
+            if not isinstance(value, str):
+                raise ProgramError(f"{name} is a {type(value).__name__}; make it a str", program=self.program.name)
         where = backend or self._traced.backend or default_backend()
         run = Run(self.program.name, where, self._traced.settings, live=True)
         nodes = {branch.id: list(branch.nodes) for branch in bound(self.program, arguments).branches}

@@ -66,6 +66,7 @@ class Settings:
     stream: bool = False
     timeout_s: float | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    num_api_spec_tokens: int = 0
 
 
 @dataclass
@@ -268,14 +269,15 @@ class Run:
             track.num_sent = len(track.nodes)
             track.num_launched += 1
         self._num_flights += 1
-        settings = self.settings
-        return Program(name=self.name, branches=tuple(branches), stream=settings.stream, tools=settings.tools)
+        return self._of(tuple(branches))
 
     def whole(self) -> Program:
         """All that was ever recorded, as one program."""
-        branches = tuple(Branch(t.id, tuple(t.nodes), None if t.id else Context()) for t in self.tracks)
-        settings = self.settings
-        return Program(name=self.name, branches=branches, stream=settings.stream, tools=settings.tools)
+        return self._of(tuple(Branch(t.id, tuple(t.nodes), None if t.id else Context()) for t in self.tracks))
+
+    def _of(self, branches: tuple[Branch, ...]) -> Program:
+        how, ahead = self.settings, self.settings.num_api_spec_tokens
+        return Program(name=self.name, branches=branches, stream=how.stream, tools=how.tools, num_api_spec_tokens=ahead)
 
     def finish(self) -> None:
         """The program's function has returned: sends what is left."""
@@ -373,7 +375,10 @@ async def fly(backend: Backend, programs: list[Program], runs: list[Run]) -> Non
         ):
             async for event in events:
                 num_open -= isinstance(event, EndEvent | ErrorEvent)
-                runs[event.program].ledger.take(event)
+                run = runs[event.program]
+                if isinstance(event, EndEvent) and not run.ledger.has_all(programs[event.program]):
+                    raise Aborted("the backend ended the program without all of its values")
+                run.ledger.take(event)
     except TimeoutError:
         raise RequestTimeout(f"took longer than {runs[0].settings.timeout_s:g} s; give a longer timeout") from None
     if num_open:

@@ -6,6 +6,7 @@ would decide the program's course by a value nobody has, and raises TraceError w
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import sys
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from typing import Any, NoReturn
 from radixlm.lang.errors import TraceError
 from radixlm.lang.ir import Argument, Ref
 
-_HERE = str(Path(__file__).parent)
+_OURS = (str(Path(__file__).parent), contextlib.__file__)
 
 
 def line_of_program() -> int:
-    """The line of the nearest frame outside this package."""
+    """The line of the nearest frame outside this package, and outside what enters and leaves its blocks."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     return frame.f_lineno
 

@@ -16,7 +16,7 @@ import radixlm as sgl
 from radixlm import LLM, SamplingParams
 from radixlm.config import Config
 from radixlm.lang.backends.local import LocalBackend
-from radixlm.lang.ir import REGEX_STR
+from radixlm.lang.ir import REGEX_FLOAT, REGEX_INT, REGEX_STR
 from radixlm.serve.run import serve
 
 pytestmark = pytest.mark.weights
@@ -245,7 +245,7 @@ def test_branches_decode_side_by_side(ours):
         assert f"Tip {i + 1}:{detail}\n" in state.text()
 
 
-def test_texts_of_branches_are_appended(local):
+def test_texts_of_branches_are_appended(ours):
     @sgl.function
     def parallel_encoding(s, question, facts):
         s += "Some facts.\n"
@@ -255,7 +255,7 @@ def test_texts_of_branches_are_appended(local):
         s += "Once more:\nStatement 0: Ethan is the father of Liam.\n" + question + sgl.gen("answer", max_tokens=4)
 
     facts = ["Ethan is the father of Liam.", "Noah is the father of Julian.", "Oliver is the father of Carlos."]
-    state = parallel_encoding.run("Statement 1: Noah is the father of", facts, temperature=0, backend=local)
+    state = parallel_encoding.run("Statement 1: Noah is the father of", facts, temperature=0, backend=ours)
     assert "Julian" in state["answer"]
 
 
@@ -333,16 +333,16 @@ def test_compiled_interpreted_and_by_hand_give_the_same_tokens(local, llm, url, 
     assert second.text == states[0]["answer"]
 
 
-def test_min_tokens_and_seeds_and_several_answers(local):
+def test_min_tokens_and_seeds_and_several_answers(ours):
     @sgl.function
     def program(s):
-        s += "The sky is" + sgl.gen("long", min_tokens=20, max_tokens=22)
+        s += "The sky is" + sgl.gen("long", min_tokens=64, max_tokens=66)
         s += ". The sea is" + sgl.gen("many", n=3, max_tokens=6, temperature=1, seed=4)
 
-    state = program.run(backend=local, temperature=0)
-    assert state.get_meta_info("long")["completion_tokens"] >= 20
+    state = program.run(backend=ours, temperature=0)
+    assert state.get_meta_info("long")["completion_tokens"] >= 64
     assert len(set(state["many"])) > 1
-    again = program.run(backend=local, temperature=0)
+    again = program.run(backend=ours, temperature=0)
     assert again["many"] == state["many"]
 
 
@@ -373,6 +373,25 @@ def test_json_by_parts(ours):
     state = decode_json.run(max_new_tokens=24, temperature=0, backend=ours)
     city = json.loads(state["json_output"])
     assert isinstance(city["name"], str) and isinstance(city["population"], int)
+    assert isinstance(city["area"], int) and isinstance(city["country"], str)
+
+
+@sgl.function
+def decode_json_regex(s):
+    s += "Generate a JSON object to describe the basic city information of Paris.\nHere are the JSON object:\n"
+    with s.var_scope("json_output"):
+        s += "{\n"
+        s += '  "name": ' + sgl.gen(regex=REGEX_STR) + ",\n"
+        s += '  "population": ' + sgl.gen(regex=REGEX_INT, stop=[" ", "\n"]) + ",\n"
+        s += '  "area": ' + sgl.gen(regex=REGEX_INT, stop=[" ", "\n"]) + ",\n"
+        s += '  "latitude": ' + sgl.gen(regex=REGEX_FLOAT, stop=[" ", "\n"]) + "\n"
+        s += "}"
+
+
+def test_json_by_regexes(ours):
+    city = json.loads(decode_json_regex.run(max_new_tokens=24, temperature=0, backend=ours)["json_output"])
+    assert isinstance(city["name"], str) and isinstance(city["area"], int)
+    assert isinstance(city["population"], int) and isinstance(city["latitude"], float | int)
 
 
 @sgl.function
@@ -464,6 +483,26 @@ def test_what_a_backend_cannot_do_is_named(url):
         qa.run("hi", backend=sgl.HttpBackend("http://127.0.0.1:9"))
 
 
+def characters(s, chat):
+    example = "Name: Steve Jobs.\nBirthday: February 24, 1955.\nJob: Apple CEO.\n"
+    fields = "Name:" + sgl.gen("name", stop="\n") + "\nBirthday:" + sgl.gen("birthday", stop="\n")
+    fields += "\nJob:" + sgl.gen("job", stop="\n") + "\n"
+    if chat:
+        s += sgl.user(f"Write a character in this form:\n{example}") + sgl.assistant(fields)
+    else:
+        s += f"Characters in this form:\n{example}\n" + fields
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_request_asked_ahead_saves_those_of_the_parts_it_answers(url, chat):
+    backend = sgl.OpenAIBackend("smollm2-135m", f"{url}/v1", extensions=True)
+    alone, ahead = sgl.function(characters), sgl.function(num_api_spec_tokens=48)(characters)
+    states = [program.run(chat, temperature=0, max_new_tokens=32, backend=backend) for program in (alone, ahead)]
+    assert states[0].text() == states[1].text() and states[1]["job"].strip()
+    costs = [{id(usage): usage.prompt_tokens for usage in state._run.ledger.usages.values()} for state in states]
+    assert sum(costs[1].values()) < sum(costs[0].values())
+
+
 def test_an_endpoint_of_ours_takes_whole_programs(url):
     endpoint = sgl.RuntimeEndpoint(url)
     state = two_stage.run("What is 2 + 2?", backend=endpoint, temperature=0)
@@ -472,9 +511,9 @@ def test_an_endpoint_of_ours_takes_whole_programs(url):
     sgl.flush_cache(endpoint)
 
 
-def test_a_prefix_is_cached_ahead(local):
+def test_a_prefix_is_cached_ahead(ours):
     program = few_shot_qa.bind(question="What is the capital of Peru?")
-    sgl.flush_cache(local)
-    program.cache(backend=local)
-    state = program.run(backend=local)
+    sgl.flush_cache(ours)
+    program.cache(backend=ours)
+    state = program.run(backend=ours)
     assert state.get_meta_info("answer")["cached_tokens"] > 50

@@ -10,7 +10,6 @@ from typing import Literal
 import pytest
 
 import radixlm as sgl
-from radixlm.errors import InvalidRequest
 from radixlm.lang.chat import TemplateChat
 from radixlm.lang.ir import Argument, Branch, Close, Context, Fork, Gen, Open, Program, Ref, Select, Text, verify
 from radixlm.messages import ShowCache
@@ -323,6 +322,12 @@ def test_dtype_keeps_the_stops_it_is_given():
         (lambda s: s.__iadd__("a" + sgl.gen("x", temperature=9.0)), "temperature is 9.0"),
         (lambda s: s.__iadd__("a" + sgl.gen("x", max_tokens=10**6)), "context"),
         (lambda s: s.__iadd__(sgl.gen("x", regex="(")), "regex"),
+        (lambda s: s.__iadd__("a" + sgl.gen(3)), "needs a name"),
+        (lambda s: s.__iadd__("a" + sgl.gen("x" * 300)), "needs a name"),
+        (lambda s: s.__iadd__("a" + sgl.select("x", ["b", 3])), "choices"),
+        (lambda s: [s.__iadd__("a" + sgl.gen(max_tokens=1)) for _ in range(3000)], "nodes"),
+        (lambda s: s.fork(300), "branches"),
+        (lambda s: [s.__iadd__(sgl.user("x")) for _ in range(300)], "messages"),
     ],
 )
 def test_bad_use_raises_in_the_caller_with_the_line(backend, write, told):
@@ -357,6 +362,29 @@ def test_an_argument_that_no_expression_has_names_line_and_nearest(backend):
             assert (caught.value.program, caught.value.line) == (program.name, last)
 
 
+def test_a_block_that_is_wrong_has_the_line_where_it_begins(backend):
+    @sgl.function
+    def program(s):
+        with s.user(), s.assistant():
+            s += "x"
+
+    with pytest.raises(sgl.ProgramError, match="begins inside another") as caught:
+        program.run(backend=backend)
+    assert caught.value.line == program.func.__code__.co_firstlineno + 2
+
+
+def test_what_is_no_plain_function_is_refused_where_the_program_is_made():
+    async def waits(s):
+        s += "x"
+
+    def yields(s):
+        yield s
+
+    for func in (waits, yields):
+        with pytest.raises(sgl.ProgramError, match="plain function"):
+            sgl.function(func)
+
+
 def test_arguments_are_checked(backend):
     for call in (
         lambda: two_stage.run(backend=backend),
@@ -365,6 +393,9 @@ def test_arguments_are_checked(backend):
         lambda: two_stage.run("a", temprature=1, backend=backend),
         lambda: two_stage.bind(nothing=1),
         lambda: two_stage.run_batch([("a", "b")], backend=backend),
+        lambda: two_stage.run("a", timeout="soon", backend=backend),
+        lambda: two_stage.run("a", backend="http://127.0.0.1:30000"),
+        lambda: two_stage.compile(backend=backend).run(question=3),
     ):
         with pytest.raises(sgl.ProgramError, match="program two_stage"):
             call()
@@ -501,7 +532,7 @@ def test_the_intermediate_form_cannot_be_built_or_put_together_wrongly():
         Select(name="x", options=())
     with pytest.raises(sgl.ProgramError):
         Open(role="nobody")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(sgl.ProgramError):
         Gen(name="")
 
     def refused(*branches, told: str, version: int = 1):

@@ -41,5 +41,5 @@ class HttpBackend(ServerBackend):
 def _decoded(data: bytes) -> Event:
     try:
         return _event.decode(data)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise Error(f"the server's event is none that this version knows ({error}): {data[:200]!r}") from None

@@ -53,6 +53,7 @@ class EngineModel:
     """Used from the frontend's event loop. No more requests are open at once than the engine takes."""
 
     max_parts = MAX_PARTS
+    across_messages = True
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend

@@ -44,7 +44,8 @@ class OpenAIBackend(RemoteBackend):
     ) -> None:
         self.address = Address(base_url.rstrip("/"), api_key or "")
         taken = f"{_OWN} {_EXTENSIONS}" if extensions else _OWN
-        super().__init__(_OpenAIModel(self.address, model, {name: name for name in taken.split()}))
+        fields = {name: name for name in taken.split()}
+        super().__init__(_OpenAIModel(self.address, model, fields), continues=extensions)
 
     async def flush_cache(self) -> None:
         """Raises Unsupported."""

@@ -10,6 +10,7 @@ import msgspec
 
 from radixlm.errors import Error
 from radixlm.lang.backends.api import ServerBackend
+from radixlm.lang.backends.speculative import Speculative
 from radixlm.lang.errors import Unsupported
 from radixlm.lang.execute import Model, execute
 from radixlm.lang.ir import Event, Program
@@ -22,6 +23,7 @@ class RemoteModel:
     """What models behind a server have in common: one generated part a request, nothing to hold."""
 
     max_parts = 1
+    across_messages = False  # the server frames messages, or a request would
 
     @asynccontextmanager
     async def together(self, programs: Sequence[Program]) -> AsyncIterator[Sequence[int]]:
@@ -30,14 +32,17 @@ class RemoteModel:
 
 
 class RemoteBackend(ServerBackend):
-    """A `Backend` around a `Model` that asks a server."""
+    """A `Backend` around a `Model` that asks a server. `continues`: whether it goes on with a message that has begun."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, continues: bool = True) -> None:
         self.model = model
+        self._continues = continues
 
     def execute(self, programs: Sequence[Program]) -> AsyncGenerator[Event, None]:
         """As `Backend.execute`."""
-        return execute(self.model, programs)
+        num_tokens = max((program.num_api_spec_tokens for program in programs), default=0)
+        model = Speculative(self.model, num_tokens, continues=self._continues) if num_tokens else self.model
+        return execute(model, programs)
 
 
 def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict[str, Any]:
@@ -54,10 +59,14 @@ def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict
 
 
 def event_of(data: bytes) -> dict[str, Any]:
-    """An event of a stream. Raises Error with the server's own words."""
-    event = msgspec.json.decode(data)
+    """An event of a stream. Raises Error with the server's own words, or for what is no event."""
+    try:
+        event = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Error(f"the server's event is no JSON object ({error}): {data[:200]!r}") from None
     if "error" in event:
-        raise Error(str(event["error"].get("message", event["error"])))
+        told = event["error"]
+        raise Error(str(told.get("message", told) if isinstance(told, dict) else told))
     return event
 
 
