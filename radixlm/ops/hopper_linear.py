@@ -14,6 +14,7 @@ from radixlm.ops.triton_launch import num_processors
 
 _SLAB = 64  # columns that lie together
 _THREADS = 288
+_MAX_SPLIT = 8  # programs that a cluster holds on any card
 
 
 class _Arguments(ctypes.Structure):
@@ -40,6 +41,8 @@ class Variant:
         """Whether a weight of this shape divides into tiles."""
         outputs = self.tile_out // 2 if gated else self.tile_out
         out = weight.shape[0] // 2 if gated else weight.shape[0]
+        if self.split > self.tile_out * (self.tile_rows // 64) // (32 if gated else 16) or self.split > _MAX_SPLIT:
+            return False
         return out % outputs == 0 and weight.shape[1] % (_SLAB * self.slabs * self.split) == 0
 
     @property

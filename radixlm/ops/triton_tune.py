@@ -14,7 +14,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,13 +47,11 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-VARIANTS = {
-    1: (),
-    64: tuple(Variant(64, 128, 4, 2, split=split) for split in (1, 2, 4)),
-    128: tuple(Variant(128, 128, 6, split=split) for split in (1, 2, 4)),
-    2048: (Variant(128, 256, 4, multicast=2),),
-}
-"""The same for `hopper_linear`, each for row counts up to its key."""
+VARIANTS = {64: Variant(64, 128, 4, 2), 128: Variant(128, 128, 6), 2048: Variant(128, 256, 4, multicast=2)}
+"""The same for `hopper_linear`, each for row counts up to its key. Few tiles are split."""
+
+MIN_PROGRAMS = 64
+"""Of a product in few rows: fewer do not draw the memory's whole bandwidth, more add up longer."""
 
 COMPANY_ROWS, COMPANY = 128, 1.15
 """In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
@@ -65,7 +63,7 @@ UNTUNED: Choice = (None,) * len(ROW_BLOCKS)
 
 _REPEATS = 5
 _FINALISTS = 3  # of the candidates, measured again
-_LONG_MS = 40.0  # how long they run: in large products a card lowers its clock only after some time
+_LONG_MS = 100.0  # how long they run, and twice: large products lower a card's clock only after some time
 _COLD_BYTES = 256 << 20  # several times any L2 cache
 _MAX_COPIES = 64  # small weights stay in the cache in a real step too
 _NEIGHBOURS = (0.5, 0.75, 1.0, 1.5)  # of a row count: what the library offers for these is tried too
@@ -118,15 +116,30 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
 
     def fastest(kernels: Iterable[Kernel]) -> tuple[float, Kernel]:
         fit = [kernel for kernel in kernels if suits(weights[0], kernel, rows, gated=gated)]
-        finalists = sorted(fit, key=lambda kernel: took_us(kernel, 0.0))[:_FINALISTS]
-        return min(((took_us(kernel, _LONG_MS), kernel) for kernel in finalists), key=lambda timed: timed[0])
+        finalists, ms = sorted(fit, key=lambda kernel: took_us(kernel, 0.0))[:_FINALISTS], 0.0
+        if rows > MAX_HEAD_ROWS:
+            ms = _LONG_MS
+            for kernel in finalists:
+                took_us(kernel, ms)
+        return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
-    own_kernels = VECTORS if rows == 1 else VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]
+    own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest((None, *_algorithms(weights[0], rows)))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
     library = fastest((None, *(_algorithms(weights[0], rows) if rows > COMPANY_ROWS else ())))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
+
+
+def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
+    variant = VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]
+    if rows <= COMPANY_ROWS:
+        while weight.shape[0] // variant.tile_out * variant.split < MIN_PROGRAMS:
+            twice = replace(variant, split=2 * variant.split)
+            if not twice.suits(weight, gated=gated):
+                break
+            variant = twice
+    return variant
 
 
 def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
@@ -161,7 +174,8 @@ def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 
 def tuning_file(device: torch.device) -> Path:
     """Where the choices of this device are kept. A new Triton, library or set of candidates makes a new file."""
     root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    candidates = zlib.crc32(repr((ROW_BLOCKS, VECTORS, VARIANTS, COMPANY, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
+    own = (ROW_BLOCKS, VECTORS, VARIANTS, COMPANY, MIN_PROGRAMS)
+    candidates = zlib.crc32(repr((own, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
     versions = f"triton {triton.__version__} cublaslt {cublaslt.version()}"
     name = f"{torch.cuda.get_device_name(device)} {versions} {candidates:08x}"
     return Path(root).expanduser() / "radixlm" / "tuning" / f"{name.replace(' ', '_')}.json"

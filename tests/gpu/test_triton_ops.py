@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -93,8 +95,9 @@ def test_every_algorithm_that_suits_multiplies(dtype: torch.dtype, rows: int) ->
 
 
 VARIANTS = [
-    Variant(64, 256, 4, split=4),
-    *(variant for variants in triton_tune.VARIANTS.values() for variant in variants),
+    *triton_tune.VARIANTS.values(),
+    *(replace(triton_tune.VARIANTS[rows], split=split) for rows in (64, 128) for split in (2, 4)),
+    Variant(64, 256, 4, split=8),
 ]
 
 
