@@ -29,8 +29,8 @@ ENGINE_METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "preempted": ("counter", "Times a running request had to give its pages back and wait again."),
     "prompt_tokens": ("counter", "Prompt tokens of admitted requests."),
     "cached_tokens": ("counter", "Prompt tokens that came from the prefix cache."),
-    "output_tokens": ("counter", "Tokens sampled."),
-    "forced_tokens": ("counter", "Tokens appended without sampling."),
+    "output_tokens": ("counter", "Output tokens, forced ones included."),
+    "forced_tokens": ("counter", "Tokens appended without sampling: by grammars, which are output, and literal parts of scripts."),
     "proposed_tokens": ("counter", "Tokens of constrained texts tried before they were sampled."),
     "accepted_tokens": ("counter", "Proposed tokens that came indeed."),
     "steps": ("counter", "Steps computed."),
@@ -46,7 +46,7 @@ ENGINE_METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "tree_nodes": ("gauge", "Nodes of the prefix tree."),
     "kv_usage": ("gauge", "Share of KV pages in use, 0 to 1."),
     "cache_hit_rate": ("gauge", "Share of prompt tokens that came from the prefix cache, 0 to 1."),
-    "output_tokens_per_s": ("gauge", "Tokens sampled per second, over the last seconds."),
+    "output_tokens_per_s": ("gauge", "Output tokens per second, over the last seconds."),
     "page_size": ("gauge", "Tokens per KV page."),
 }
 """Keys of the engine's `stats` that are exposed, as radixlm_engine_KEY."""

@@ -215,8 +215,9 @@ class Planner:
         if not entry.admitted:
             entry.admitted = now
             entry.missed = self._missed(lease, tokens)
-            entry.num_cached = lease.shared * self._limits.page_size
-            self._counts.prompt_tokens += len(tokens)
+            # What was forced before the first step stands behind the prompt; cached or not, it is output.
+            entry.num_cached = min(lease.shared * self._limits.page_size, entry.num_prompt)
+            self._counts.prompt_tokens += entry.num_prompt
             self._counts.cached_tokens += entry.num_cached
         self.running.open_part(lease, tokens, self._limits.eos_token_ids)
         return lease
@@ -228,7 +229,8 @@ class Planner:
             return "disabled"
         if lease.shared == admission.usable(entry, len(tokens), size) and entry.scored_from is not None:
             return "scored"
-        return why_missed(self.running.tree, entry.request.namespace, tokens, size, lease.shared * size)
+        prompt = tokens[: entry.num_prompt]
+        return why_missed(self.running.tree, entry.request.namespace, prompt, size, lease.shared * size)
 
     def _launch(self, draft: Draft) -> Plan:  # hot
         rows = self.running.rows

@@ -152,6 +152,7 @@ def verify(scripts, drive: Drive, *, jump: bool, own: bool) -> None:
     for key, record in drive.records.items():
         (ended,), sampling = record.ended, scripts[key][0][1]
         check(sampling, record.tokens, ended.finish.type)
+        assert ended.num_cached <= ended.num_prompt
         alone = run([scripts[key]], depth=0, jump=jump, own=own, pages=400, seed=0).records[0]
         assert (ended.num_output, ended.num_forced) == (len(record.tokens), alone.ended[0].num_forced)
         assert (alone.tokens, alone.ended[0].finish) == (record.tokens, ended.finish)
@@ -313,3 +314,13 @@ def test_the_check_notices_that(mutant, monkeypatch):
         except Exception:
             return
     raise AssertionError(f"{mutant.__name__} survived")
+
+
+def test_forced_text_before_the_first_step_counts_as_output_not_as_prompt():
+    prompt, asked = encode("name 12 abc"), SamplingParams(max_tokens=40, regex='[{]"name":"abc","ab":[0-9]{3}')
+    drive = run([[(prompt, asked)]] * 2, depth=0, jump=True, own=True, pages=200, seed=0)
+    first, again = (drive.records[key].ended[0] for key in (0, 1))
+    assert first.num_forced > 5
+    assert (again.num_prompt, again.num_cached, again.missed) == (len(prompt), len(prompt), "")
+    counts = drive.scheduler.counts
+    assert (counts.prompt_tokens, counts.cached_tokens) == (2 * len(prompt), first.num_cached + len(prompt))
