@@ -95,8 +95,12 @@ class Turn:
         self._response |= {"status": status, "error": told}
         yield self._event("response.failed", response=self.response)
 
-    def abandon(self) -> None:
-        """Whoever waited for it has left."""
+    def cut(self) -> Iterator[Json]:
+        """Nothing more comes of the item that is open."""
+        yield from self._close("incomplete")
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
         if self.is_running:
             self._response["status"] = "cancelled"
 

@@ -141,7 +141,7 @@ class Responses(Surface):
         turn = self._stored(request).turn
         if turn.is_running:
             await self.frontend.abort(turn.id)
-            turn.abandon()
+            turn.cancel()
         return as_json(turn.response)
 
     async def delete(self, request: Request) -> Response:
@@ -171,8 +171,13 @@ class Responses(Surface):
                         scores = [] if isinstance(said, Content) else scores
             for event in turn.end(completion.finish, _usage(completion, reader.reasoning_tokens(item, completion))):
                 yield event
+        except Error:
+            for event in turn.cut():
+                yield event
+            raise
         finally:
-            turn.abandon()
+            list(turn.cut())  # where the reader has left
+            turn.cancel()
             self.store.settle(stored)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

@@ -259,6 +259,8 @@ async def fails_midway(server: Server, body: dict) -> dict:
     server.engine.die()
     last = (await asking)[-1]
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    (item,) = last["response"]["output"]
+    assert item["status"] == "incomplete" and item["content"][0]["text"], "what came before is kept"
     return last
 
 
@@ -303,6 +305,7 @@ def test_a_reader_who_leaves_ends_the_response():
         await asyncio.sleep(0.01)
         (stored,) = store_of(server)
         assert stored.turn.response["status"] == "cancelled"
+        assert {item["status"] for item in stored.turn.output} <= {"incomplete"}
 
     with_server(test, continuation=endless, delay_s=0.002)
 
