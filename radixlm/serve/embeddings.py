@@ -59,8 +59,7 @@ class Embeddings(Surface):
         refuse_unsupported(body, ("image_data", "audio_data", "video_data", "lora_path"))
         asked, is_list = _to_encode(body)
         found = await self.frontend.embed(await self.frontend.prepare(asked))
-        took_s = time.perf_counter() - start
-        answers = [_encoded(each, item.label, took_s) for each, item in zip(found, asked)]
+        answers = [_encoded(each, item.label, time.perf_counter() - start) for each, item in zip(found, asked)]
         return answers if is_list else answers[0]
 
 

@@ -32,9 +32,7 @@ _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 def page_rows() -> list[Row]:
     """A route for each file."""
     folder = resources.files("radixlm.serve") / "page"
-    return [
-        _row(name, content) for name, content in sorted((file.name, file.read_bytes()) for file in folder.iterdir())
-    ]
+    return [_row(file.name, file.read_bytes()) for file in sorted(folder.iterdir(), key=lambda file: file.name)]
 
 
 def _row(name: str, content: bytes) -> Row:

@@ -87,19 +87,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        writer = _Writer(self._events, start, send, scope.get(WRITE_NOW, _cannot), self._wire)
+        writer = _Writer(self._events, start, send, scope.get(WRITE_NOW, lambda _: False), self._wire)
         try:
             await until_disconnect(writer.run(), receive)
         except Aborted:
             if not writer.started:
                 raise
             logger.debug("a client left in mid-stream")
-
-
-def _cannot(data: bytes) -> bool:
-    """The `WriteNow` of a server that has none."""
-    del data
-    return False
 
 
 class _Writer:

@@ -343,7 +343,7 @@ def test_the_store_forgets_the_oldest_that_are_done():
     def stored(number: int, text: str = "", *, done: bool = True) -> Stored:
         turn = Turn({"id": f"resp_{number}"}, str)
         if done:
-            turn.abandon()
+            turn.cancel()
         return Stored("", turn, [{"content": text}], 1)
 
     store = ResponseStore(max_entries=3, max_bytes=10_000)
