@@ -30,10 +30,7 @@ ENGINE_METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "prompt_tokens": ("counter", "Prompt tokens of admitted requests."),
     "cached_tokens": ("counter", "Prompt tokens that came from the prefix cache."),
     "output_tokens": ("counter", "Output tokens, forced ones included."),
-    "forced_tokens": (
-        "counter",
-        "Tokens appended without sampling: by grammars, which are output, and literal parts of scripts.",
-    ),
+    "forced_tokens": ("counter", "Tokens appended without sampling, by grammars and by scripts."),
     "proposed_tokens": ("counter", "Tokens of constrained texts tried before they were sampled."),
     "accepted_tokens": ("counter", "Proposed tokens that came indeed."),
     "steps": ("counter", "Steps computed."),

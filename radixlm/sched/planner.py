@@ -224,13 +224,12 @@ class Planner:
 
     def _missed(self, lease: Lease, tokens: IntArray) -> Missed:
         """Why no more of the prompt came from the cache."""
-        size, entry = self._limits.page_size, lease.request
+        tree, size, entry = self.running.tree, self._limits.page_size, lease.request
         if not self.running.prefix_cache:
             return "disabled"
         if lease.shared == admission.usable(entry, len(tokens), size) and entry.scored_from is not None:
             return "scored"
-        prompt = tokens[: entry.num_prompt]
-        return why_missed(self.running.tree, entry.request.namespace, prompt, size, lease.shared * size)
+        return why_missed(tree, entry.request.namespace, tokens[: entry.num_prompt], size, lease.shared * size)
 
     def _launch(self, draft: Draft) -> Plan:  # hot
         rows = self.running.rows

@@ -69,9 +69,7 @@ def example(grammar: Grammar, vocabulary: TokenVocabulary) -> str | None:
         if matcher.is_complete:
             return text.decode(errors="replace")
         tokens = [token for token in allowed(matcher, vocabulary) if vocabulary.tokens[token]]
-        plain = [
-            token for token in tokens if (piece := vocabulary.tokens[token]).isascii() and piece.decode().isprintable()
-        ] or tokens
+        plain = [token for token in tokens if _is_plain(vocabulary.tokens[token])] or tokens
         if not plain:
             return None
         # Short tokens lead to an end sooner than long ones: quotes and brackets are among them.
@@ -80,3 +78,7 @@ def example(grammar: Grammar, vocabulary: TokenVocabulary) -> str | None:
         matcher.accept([token])
         text += vocabulary.tokens[token]
     return None
+
+
+def _is_plain(token: bytes) -> bool:
+    return token.isascii() and token.decode().isprintable()

@@ -26,7 +26,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
-_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def page_rows() -> list[Row]:
@@ -36,9 +36,8 @@ def page_rows() -> list[Row]:
 
 
 def _row(name: str, content: bytes) -> Row:
-    suffix = "." + name.rpartition(".")[2]
-    path = "/" if name == "index.html" else f"/page/{name}"
-    return Row(path, _file(content, _MEDIA[suffix]), "public", media=_MEDIA[suffix])
+    path, media = "/" if name == "index.html" else f"/page/{name}", _MEDIA[name.rpartition(".")[2]]
+    return Row(path, _file(content, media), "public", media=media)
 
 
 def _file(content: bytes, media: str) -> Endpoint:
