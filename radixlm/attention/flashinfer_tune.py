@@ -21,6 +21,7 @@ from radixlm.attention.triton import TritonAttention
 from radixlm.errors import StartError
 from radixlm.ops.triton_tune import MARGIN, time_us, tuning_file
 from radixlm.types import IntArray
+from radixlm.version import __version__
 
 CASES = {DECODE: (((499, 1),) * 50, ((511, 1),) * 256), CHUNKS: (((0, 2048),), ((6000, 512),))}
 """Steps by kind: the chunks, each start and length. FlashInfer is taken for a kind if it is faster in all of its steps."""
@@ -43,7 +44,7 @@ def tuned(shape: AttentionShape, kv: KVStore) -> FlashInferAttention:
     """FlashInfer for the kinds of steps in which it is faster. Raises StartError if there are none, or it cannot be used."""
     backend, keys = FlashInferAttention(shape, kv), kv.layer(0)[0]
     path = tuning_file(keys.device).with_name(f"{torch.cuda.get_device_name(keys.device)} flashinfer.json")
-    name, kept = f"{version('flashinfer-python')} {keys.dtype} {shape}", _read(path)
+    name, kept = f"{version('flashinfer-python')} against {__version__}: {keys.dtype} {shape}", _read(path)
     if name not in kept:
         try:
             kept[name] = [kind for kind, steps in CASES.items() if all(_is_faster(shape, keys, step) for step in steps)]
