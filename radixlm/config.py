@@ -48,11 +48,7 @@ class Config:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Where the model runs.", group="device")
     threads: int | None = option(None, "CPU threads that compute.", group="device", low=1, high=1024)
-    attention: str = option(
-        "auto",
-        "Attention backend: auto, reference, or one of the device's own (cuda: triton, flashinfer).",
-        group="device",
-    )
+    attention: str = option("auto", "Attention: auto, reference, native; on cuda triton or flashinfer.", group="device")
     ops: str = option("auto", "Op table: auto, torch, or one of the device's own.", group="device")
 
     deterministic: bool = option(
@@ -60,7 +56,7 @@ class Config:
     )
     quantization: Literal["none", "fp8"] = option(
         "none",
-        "fp8 rounds linear weights to 8 bits (CUDA devices of compute capability 8.9 and up); 8-bit checkpoints need no option.",
+        "fp8 rounds linear weights to 8 bits (CUDA devices from 8.9 on); 8-bit checkpoints need none.",
         group="device",
     )
 

@@ -24,18 +24,7 @@ from radixlm.runner.kv import KVPool, KVShape
 from radixlm.version import __version__
 from radixlm.weights.cache import cache_folder
 
-_PACKAGES = (
-    "torch",
-    "triton",
-    "numpy",
-    "msgspec",
-    "starlette",
-    "uvicorn",
-    "uvloop",
-    "llguidance",
-    "opentelemetry-sdk",
-    "flashinfer-python",
-)
+_PACKAGES = ("torch", "triton", "numpy", "msgspec", "starlette", "uvicorn", "uvloop", "llguidance", "opentelemetry-sdk")
 Facts = dict[str, str]
 
 
