@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from radixlm.attention.api import AttentionBackend, Batch, KVStore
 from radixlm.models.config import ModelConfig
@@ -71,38 +70,26 @@ class Decoder:
 
     def forward(  # hot
         self,
-        tokens: torch.Tensor,  # int32 or int64 [tokens]
+        tokens: torch.Tensor,  # int32 [tokens]
         batch: Batch,
         attention: AttentionBackend,
         kv: KVStore,
-        rows: torch.Tensor | None = None,  # int [rows]: the tokens whose output is wanted; None: all
+        rows: torch.Tensor | None = None,  # int32 [rows]: the tokens whose output is wanted; None: all
     ) -> torch.Tensor:
-        """Hidden states after the final norm, [rows or tokens, hidden]. `attention.plan(batch)` must have been called."""
-        return self.layers(self.embed(tokens), batch, attention, kv, rows)
+        """Hidden states after the final norm, [rows or tokens, hidden]. `attention.plan(batch)` must have been called.
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What goes into the first layer: [tokens] -> [tokens, hidden]."""
-        return F.embedding(tokens, self._tensors.embedding)
-
-    def layers(  # hot
-        self,
-        x: torch.Tensor,  # [tokens, hidden]; its memory becomes the residual
-        batch: Batch,
-        attention: AttentionBackend,
-        kv: KVStore,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`forward` after the embedding. Without `rows` all arithmetic goes through the op table and the backend."""
+        All arithmetic goes through the op table and the backend.
+        """
         ops, config, tensors = self._ops, self.config, self._tensors
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        residual = None
+        x, residual = ops.take(tensors.embedding, tokens), None
         for index, layer in enumerate(tensors.layers):
             x, residual = ops.norm(x, residual, layer.input_norm, config.rms_norm_eps)
             rope = Rope(batch.positions, tensors.cos_sin, heads, layer.head_norms)
             q = ops.rope_write(ops.linear(x, layer.qkv), rope, batch.cells, kv.layer(index))
             x = attention.run(q, index)
             if rows is not None and index == config.num_layers - 1:  # past here nothing mixes tokens: drop the others
-                x, residual = x[rows], residual[rows]
+                x, residual = ops.take(x, rows), ops.take(residual, rows)
             x, residual = ops.norm(ops.linear(x, layer.o), residual, layer.mlp_norm, config.rms_norm_eps)
             x = ops.linear(ops.gated(x, layer.gate_up), layer.down)
         return ops.norm(x, residual, tensors.norm, config.rms_norm_eps)[0]

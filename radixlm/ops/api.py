@@ -68,6 +68,10 @@ class Ops(Protocol):
         """x [tokens, in] -> [tokens, out]: x @ weight.T + bias."""
         ...
 
+    def take(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x [n, features], rows int32 [k] -> x[rows]."""
+        ...
+
     def norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:

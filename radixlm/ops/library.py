@@ -40,6 +40,7 @@ class Kind(IntEnum):
     SILU_MUL = 2
     ROPE_WRITE = 3
     ATTENTION = 4
+    TAKE_ROWS = 5
 
 
 @functools.cache
@@ -57,9 +58,9 @@ def load_library() -> ctypes.CDLL:
         "rx_most_likely": ([c_char_p, c_int64, c_int], None),
         "rx_choose": ([c_char_p, c_int64], None),
         "rx_do": ([c_int, c_char_p], None),
-        "rx_record_begin": ([], None),
+        "rx_record_begin": ([c_int64], None),
         "rx_record_end": ([], c_void_p),
-        "rx_replay": ([c_void_p], None),
+        "rx_replay": ([c_void_p, c_int64, c_int64, c_int64], None),
         "rx_record_free": ([c_void_p], None),
     }
     for name, (arguments, result) in signatures.items():
@@ -120,6 +121,7 @@ class Memory:
     def _cut(self, size: int) -> int:
         if self._next + size > self._end:
             piece = torch.empty(max(size, _PIECE_BYTES) + _ALIGNMENT, dtype=torch.uint8)
+            advise_huge_pages(piece)
             self._pieces.append(piece)
             self._next = -(-piece.data_ptr() // _ALIGNMENT) * _ALIGNMENT
             self._end = piece.data_ptr() + piece.nbytes
@@ -153,15 +155,16 @@ def refuse_recording(reason: str) -> None:
 class Recording:
     """One computation on fixed memory. Its inputs are the tensors it read: change their contents, not their place."""
 
-    def __init__(self, compute: Callable[[], torch.Tensor]) -> None:
-        """Carries `compute` out once, and keeps its native operations: what else it computes is not replayed.
+    def __init__(self, compute: Callable[[], torch.Tensor], most: int) -> None:
+        """Keeps the native operations of `compute` without carrying them out; what else it computes is not replayed.
 
+        Its tensors have `most` rows, one for each token, or most + 1 where each stands for a token whose output is wanted.
         What `compute` reads (weights, indices, pools) must outlive the recording. Raises NotRecordable if an operation knows
         that it cannot be replayed.
         """
         library = load_library()
         self._memory = _recorder.memory = Memory()
-        library.rx_record_begin()
+        library.rx_record_begin(most)
         try:
             self.result = compute()
         finally:
@@ -171,9 +174,10 @@ class Recording:
                 weakref.finalize(self, library.rx_record_free, handle).atexit = False
         if not handle:
             raise MemoryError("no memory to record a computation")
+        self.most = most
         self._handle, self._replay = handle, library.rx_replay
 
-    def run(self) -> torch.Tensor:  # hot
-        """Computes again. The result is the same tensor each time: it holds until the next run."""
-        self._replay(self._handle)
+    def run(self, tokens: int, wanted: int, chunks: int) -> torch.Tensor:  # hot
+        """Computes the first `tokens` and `wanted` rows. The result is the same memory each time: it holds until the next run."""
+        self._replay(self._handle, tokens, wanted, chunks)
         return self.result

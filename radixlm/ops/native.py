@@ -29,7 +29,8 @@ _SLAB_BYTES = 64 << 20
 _ALIGNMENT = 64
 
 # The operations of csrc/radix.h, field by field.
-_LINEAR = struct.Struct("@3Pq").pack
+_LINEAR = struct.Struct("@3PqP").pack
+_TAKE_ROWS = struct.Struct("@3P2q").pack
 _NORM = struct.Struct("@4P2qfi").pack
 _SILU_MUL = struct.Struct("@2P2qi4x").pack
 _ROPE_WRITE = struct.Struct("@9Pq5if").pack
@@ -100,17 +101,45 @@ class NativeOps:
 
     def linear(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
+        if (plain := self._for_torch(x, weight)) is not None:
+            return self._fallback.linear(x, plain)
+        return self._multiply(x, weight, None)
+
+    def gated(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
+        """x [tokens, in] -> [tokens, n]; weight [2 * n, in]."""
+        if (plain := self._for_torch(x, weight)) is not None:
+            return self.silu_mul(self._fallback.linear(x, plain))
+        out = new((x.shape[0], weight.out_features // 2), x.dtype)
+        self._multiply(x, weight, out)
+        return out
+
+    def _for_torch(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> TorchWeight | None:
+        """The weight if torch is to multiply it."""
         if isinstance(weight, TorchWeight):
             refuse_recording("float16 weights are multiplied by torch")
-            return self._fallback.linear(x, weight)
+            return weight
+        if x.shape[0] < self._torch_rows or weight.plain is None:
+            return None
+        refuse_recording("torch multiplies this many rows")
+        return weight.plain
+
+    def _multiply(
+        self, x: torch.Tensor, weight: NativeWeight | TorchWeight, gated: torch.Tensor | None
+    ) -> torch.Tensor:
         rows, width = x.shape
-        fits = width == weight.in_features and x.dtype is weight.dtype and x.is_contiguous()
-        assert fits, "x does not fit the weight"
-        if rows >= self._torch_rows and weight.plain is not None:
-            refuse_recording("torch multiplies this many rows")
-            return self._fallback.linear(x, weight.plain)
+        assert isinstance(weight, NativeWeight) and width == weight.in_features, "x does not fit the weight"
+        assert x.dtype is weight.dtype and x.is_contiguous(), "x has another type than the weight, or is not contiguous"
         out = new((rows, weight.out_features), x.dtype)
-        self._do(Kind.LINEAR, _LINEAR(weight.address, x.data_ptr(), out.data_ptr(), rows))
+        pointers = (weight.address, x.data_ptr(), out.data_ptr())
+        self._do(Kind.LINEAR, _LINEAR(*pointers, rows, 0 if gated is None else gated.data_ptr()))
+        return out
+
+    def take(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:  # hot
+        """x[rows], rows int32."""
+        assert x.is_contiguous() and rows.dtype is torch.int32, "x is not contiguous, or the rows are not int32"
+        out = new((rows.shape[0], x.shape[1]), x.dtype)
+        sizes = (rows.shape[0], x.shape[1] * x.itemsize)
+        self._do(Kind.TAKE_ROWS, _TAKE_ROWS(x.data_ptr(), rows.data_ptr(), out.data_ptr(), *sizes))
         return out
 
     def norm(  # hot
@@ -149,10 +178,6 @@ class NativeOps:
         )
         self._do(Kind.ROPE_WRITE, _ROPE_WRITE(*pointers, *sizes, rope.norm_eps))
         return q
-
-    def gated(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
-        """x [tokens, in] -> [tokens, n]; weight [2 * n, in]."""
-        return self.silu_mul(self.linear(x, weight))
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:  # hot
         """[tokens, 2 * n] -> silu(first half) * second half."""

@@ -45,6 +45,10 @@ class TorchOps:
         """x [tokens, in] -> [tokens, out]."""
         return F.linear(x, weight.weight, weight.bias)
 
+    def take(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x[rows]."""
+        return F.embedding(rows, x)
+
     def norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:

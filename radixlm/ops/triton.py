@@ -53,6 +53,10 @@ class TritonOps:
             return hopper_linear.multiply(x, weight.weight, kernel, gated=True)
         return self.silu_mul(self.linear(x, weight))
 
+    def take(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x[rows]."""
+        return TorchOps().take(x, rows)
+
     def norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:

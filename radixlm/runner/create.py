@@ -26,7 +26,6 @@ from radixlm.ops.table import load_ops
 from radixlm.runner.api import Runner
 from radixlm.runner.kv import KVPool, KVShape
 from radixlm.runner.model_runner import ModelRunner
-from radixlm.runner.replay import DecodeReplays
 from radixlm.runner.sampler import Sampler
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Logits, Opened, Plan
@@ -98,8 +97,8 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
         state = _state(model, kv, wanted, ops)
         if device.type == "cuda":
             return _cuda_runner(model, attention, kv, wanted, state, graphs=name != "reference"), kv, name
-        replays = DecodeReplays(model, attention, kv) if ops_name == name == "native" else None
-        return ModelRunner(model, attention, kv, *state, replays), kv, name
+        recorded = wanted.tokens_per_step + wanted.max_running if ops_name == name == "native" else 0
+        return ModelRunner(model, attention, kv, *state, recorded), kv, name
 
     room = _cuda_room(config, wanted, make) if device.type == "cuda" else _cpu_room(config)
     sizes = _fit(config, model, wanted, room)

@@ -16,7 +16,7 @@ from radixlm.runner.kv import KVPool
 from radixlm.runner.logprobs import RowScores
 from radixlm.runner.pooling import Pools, RowVector
 from radixlm.runner.prompts import Prompts, score_spans
-from radixlm.runner.replay import DecodeReplays
+from radixlm.runner.replay import Replays
 from radixlm.runner.sampler import Chosen, Rows, Sampler
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
@@ -65,17 +65,17 @@ class ModelRunner:
         kv: KVPool,
         tables: Tables,
         sampler: Sampler,
-        replays: DecodeReplays | None = None,  # if the model's operations can be recorded
+        recorded_tokens: int = 0,  # of a step whose operations can be recorded
     ) -> None:
         self.tables = tables
         self.sampler = sampler
         self._model = model
         self._attention = attention
         self._kv = kv
-        self._replays = replays
         self._prompts = Prompts()
         self._pools = Pools()
         self._highest_page = 0
+        self._replays = Replays(self._compute, recorded_tokens, self._nobodys_step())
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> ModelStep:  # hot
@@ -90,7 +90,8 @@ class ModelRunner:
         spans, pools = self._prompts.spans(plan), self._pools.of(plan)
         extra = np.concatenate([_NOTHING, *(wanted.outputs for wanted in (*spans, *pools))])
         inputs = build(plan, self.tables, self._kv.shape.page_size, extra)
-        hidden = self._hidden(inputs)
+        few = len(inputs.tokens) <= self._replays.most_tokens
+        hidden = (self._replays.hidden if few else self._compute)(inputs)
         num_sampling = len(inputs.rows.slots)
         logits = self._model.logits(hidden[:num_sampling])
         step = ModelStep(self, plan, logits, inputs.rows)
@@ -101,11 +102,17 @@ class ModelRunner:
         step.vectors = self._pools.add(pools, hidden[num_sampling + num_scored :])
         return step
 
-    def _hidden(self, inputs: Inputs) -> torch.Tensor:
-        if self._replays is not None and self._replays.takes(inputs):
-            return self._replays.hidden(inputs)
-        self._attention.plan(inputs.batch)
-        return self._model.forward(inputs.tokens, inputs.batch, self._attention, self._kv, inputs.outputs)
+    def _compute(self, inputs: Inputs) -> torch.Tensor:
+        tokens, batch, outputs = inputs.tensors(self.tables, self._kv.shape.page_size)
+        self._attention.plan(batch)
+        return self._model.forward(tokens, batch, self._attention, self._kv, outputs)
+
+    def _nobodys_step(self) -> Inputs:
+        """A token in the scratch slot, whose key and value go to the scratch page."""
+        shape, zero, one = self._kv.shape, np.zeros(1, np.int32), np.ones(1, np.int32)
+        slots, cells = one * self.tables.scratch_slot, one * (shape.scratch_page * shape.page_size)
+        rows = Rows(slots[:0], slots[:0], torch.zeros(0, dtype=torch.int32))
+        return Inputs(slots, zero, one, np.arange(2, dtype=np.int32), zero, zero, cells, zero, rows)
 
     def idle(self) -> bool:
         """Takes memory for pages to come."""

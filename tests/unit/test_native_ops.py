@@ -118,7 +118,7 @@ def test_torch_multiplies_many_rows_where_that_is_faster():
         assert_close(torch_ones.linear(x, torch_ones.pack(weight, bias)), never.linear(x, never.pack(weight, bias)))
     with pytest.raises(NotRecordable, match="torch multiplies"):
         packed = torch_ones.pack(weight, bias)
-        Recording(lambda: torch_ones.linear(random(3, 16, 40, dtype=torch.bfloat16), packed))
+        Recording(lambda: torch_ones.linear(random(3, 16, 40, dtype=torch.bfloat16), packed), 16)
 
 
 def test_measuring_when_torch_is_faster_gives_a_number_of_rows():
@@ -159,6 +159,16 @@ def test_norm_is_the_torch_norm_and_updates_the_residual(dtype, rows, width, wit
 def test_silu_mul_is_the_torch_one(dtype, rows, width, num_threads):
     gate_up = guarded(random(1, rows, 2 * width, dtype=dtype) * 30)
     assert_close(NativeOps(num_threads).silu_mul(gate_up), TorchOps().silu_mul(gate_up))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 40, 300])
+@pytest.mark.parametrize("size", [96, 97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gated_product_is_the_product_and_then_the_gate(dtype: torch.dtype, size: int, rows: int):
+    ops, x = NativeOps(2), random(1, rows, 576, dtype=dtype)
+    for bias in (None, random(2, 2 * size, dtype=dtype)):
+        packed = ops.pack(random(3, 2 * size, 576, dtype=dtype) / 8, bias)
+        assert torch.equal(ops.gated(x, packed), ops.silu_mul(ops.linear(x, packed)))
 
 
 def test_silu_mul_keeps_what_is_not_a_number_and_saturates():

@@ -35,29 +35,36 @@ class Block:
         self.scale = torch.randn(32)
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        x, residual = self.native.linear(self.native.silu_mul(self.native.linear(x, self.up)), self.down), None
+        x, residual = self.native.linear(self.native.gated(x, self.up), self.down), None
         for _ in range(5):
             x, residual = self.native.norm(x, residual, self.scale, 1e-5)
-            x = self.native.linear(self.native.silu_mul(self.native.linear(x, self.up)), self.down)
+            x = self.native.linear(self.native.gated(x, self.up), self.down)
         return x
 
 
-def test_a_replay_computes_with_the_present_inputs():
-    block, x = Block(), torch.randn(3, 32)
-    recording = Recording(lambda: block.compute(x))
-    assert torch.equal(recording.result, block.compute(x))
-    x.copy_(torch.randn(3, 32))
-    want = block.compute(x)
-    assert not torch.equal(recording.result, want)
-    assert torch.equal(recording.run(), want)
-    assert torch.equal(recording.run(), want)
+@pytest.mark.parametrize("rows", [1, 8, 9, 29, 30])
+def test_a_recording_of_many_rows_computes_any_number_of_them_with_the_present_inputs(rows: int):
+    block, x = Block(), torch.randn(30, 32)
+    recording = Recording(lambda: block.compute(x), 30)
+    for _ in range(2):
+        x.copy_(torch.randn(30, 32))
+        want = block.compute(x[:rows].contiguous())
+        assert torch.equal(recording.run(rows, 0, 0)[:rows], want)
+        assert torch.equal(recording.run(rows, 0, 0)[:rows], want)
+
+
+def test_rows_of_wanted_tokens_have_a_number_of_their_own():
+    block, x, wanted = Block(), torch.randn(30, 32), torch.zeros(31, dtype=torch.int32)
+    recording = Recording(lambda: block.native.take(block.compute(x), wanted), 30)
+    wanted[:3] = torch.tensor([7, 2, 7], dtype=torch.int32)
+    assert torch.equal(recording.run(9, 3, 0)[:3], block.compute(x[:9])[[7, 2, 7]])
 
 
 def test_recordings_do_not_share_memory():
     block, x, other = Block(), torch.randn(3, 32), torch.randn(3, 32)
-    first = Recording(lambda: block.compute(x))
-    kept = first.result.clone()
-    Recording(lambda: block.compute(other)).run()
+    first = Recording(lambda: block.compute(x), 3)
+    kept = first.run(3, 0, 0).clone()
+    Recording(lambda: block.compute(other), 3).run(3, 0, 0)
     assert torch.equal(first.result, kept)
 
 
@@ -65,8 +72,8 @@ def test_what_torch_computes_is_refused_and_ends_the_recording():
     block, x = Block(), torch.randn(3, 32)
     half = block.native.pack(torch.randn(8, 32).half(), None)
     with pytest.raises(NotRecordable, match="float16"):
-        Recording(lambda: block.native.linear(x.half(), half))
-    assert torch.equal(Recording(lambda: block.compute(x)).run(), block.compute(x))
+        Recording(lambda: block.native.linear(x.half(), half), 3)
+    assert torch.equal(Recording(lambda: block.compute(x), 3).run(3, 0, 0), block.compute(x))
 
 
 def test_memory_is_given_out_again_only_when_no_view_is_left():

@@ -1,27 +1,29 @@
-"""Replayed decode steps against the model computed operation by operation."""
+"""Replayed steps against the model computed operation by operation."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from radixlm.attention.api import Batch
 from radixlm.attention.native import NativeAttention
 from radixlm.models.config import ModelConfig
 from radixlm.models.decoder import Decoder, Layer, Tensors
 from radixlm.ops.library import HUGE_PAGE, unavailable_reason
+from radixlm.ops.native import NativeOps
 from radixlm.ops.table import load_ops
-from radixlm.runner.inputs import Inputs
+from radixlm.runner.inputs import Inputs, build
 from radixlm.runner.kv import AHEAD_BYTES, KVPool, KVShape
-from radixlm.runner.replay import MOST_TOKENS, DecodeReplays
-from radixlm.runner.sampler import Rows
+from radixlm.runner.replay import Replays
+from radixlm.runner.tables import Tables
+from radixlm.sched.plan import Plan
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER, VOCAB, CONTEXT = 32, 4, 2, 8, 48, 50, 40
+MOST = 24
+
+Chunk = tuple[int, int, list[int], bool]  # slot, start, tokens, whether the last one is wanted
 
 
 def config() -> ModelConfig:
@@ -51,77 +53,86 @@ def decoder(dtype: torch.dtype, kind: type[Decoder] = Decoder) -> Decoder:
 
 
 class Engine:
-    """A model with and without replays, each over a pool of its own."""
+    """A model with and without replays, each over a pool of its own. Slot 4 is nobody's, cell 200 too."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, kind: type[Decoder] = Decoder) -> None:
         self.model = decoder(dtype, kind)
         shape = KVShape(2, KV_HEADS, DIM, 200, 1, dtype)
         self.pools = [KVPool(shape, torch.device("cpu")) for _ in range(2)]
         self.attention = [NativeAttention(config().attention, pool) for pool in self.pools]
-        self.replays = DecodeReplays(self.model, self.attention[0], self.pools[0])
-        self.table = torch.arange(4 * CONTEXT, dtype=torch.int32).view(4, CONTEXT)
+        self.tables = Tables(4, CONTEXT, torch.device("cpu"))
+        self.tables.pages[:4] = np.arange(4 * CONTEXT).reshape(4, CONTEXT)
+        nobodys = self.inputs([(4, 0, [1], True)])
+        nobodys.cells[:] = shape.scratch_page
+        self.replays = Replays(lambda inputs: self.compute(0, inputs), MOST, nobodys)
 
-    def step(self, slots: list[int], position: int, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute(self, pool: int, inputs: Inputs) -> torch.Tensor:
+        """The model, operation by operation."""
+        tokens, batch, outputs = inputs.tensors(self.tables, 1)
+        self.attention[pool].plan(batch)
+        return self.model.forward(tokens, batch, self.attention[pool], self.pools[pool], outputs)
+
+    def step(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states with replays and without."""
-        inputs = self.inputs(slots, position, tokens)
-        assert self.replays.takes(inputs)
-        self.attention[1].plan(inputs.batch)
-        want = self.model.forward(inputs.tokens, inputs.batch, self.attention[1], self.pools[1])
-        return self.replays.hidden(inputs), want
+        inputs = self.inputs(chunks)
+        assert len(inputs.tokens) <= self.replays.most_tokens
+        return self.replays.hidden(inputs), self.compute(1, inputs)
 
-    def inputs(self, slots: list[int], position: int, tokens: list[int]) -> Inputs:
-        def of(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32)
-
-        n, at = len(slots), of([position] * len(slots))
-        cells = self.table[of(slots).long(), position].contiguous()
-        batch = Batch(of(slots), at, of([1] * n), of(list(range(n + 1))), at, cells, self.table, 1, 1)
-        empty = np.empty(0, dtype=np.int32)
-        return Inputs(of(tokens), batch, None, Rows(empty, empty, of([])))
+    def inputs(self, chunks: list[Chunk]) -> Inputs:
+        slots, starts, tokens, samples = zip(*chunks)
+        none = np.empty(0, dtype=np.int32)
+        slots, starts, lengths = (np.array(c, dtype=np.int32) for c in (slots, starts, [len(t) for t in tokens]))
+        ids, wanted = np.concatenate(tokens, dtype=np.int32), np.array(samples, dtype=np.bool_)
+        plan = Plan(0, slots, starts, lengths, none, wanted, ids, none, none, none)
+        return build(plan, self.tables, 1, none)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_replayed_steps_are_the_same_bits(dtype: torch.dtype):
     engine = Engine(dtype)
-    for position, slots in enumerate([[0, 1], [0, 1], [1, 0], [0, 1, 2], [2], [0], [1, 3], [3]]):
-        tokens = [(7 * position + slot) % VOCAB for slot in slots]
-        got, want = engine.step(slots, position, tokens)
+    steps: list[list[Chunk]] = [
+        [(0, 0, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], True), (1, 0, [2, 7], True)],
+        [(0, 10, [7], True), (1, 2, [7], True)],
+        [(1, 3, [8], True), (0, 11, [9], True), (2, 0, list(range(20)), False)],
+        [(2, 20, [5, 6, 7], True), (3, 0, [1], True)],
+        [(3, 1, [2], True)],
+        [(2, 23, [4], True), (0, 12, [4], True)],
+        [(0, 13, list(range(MOST)), True)],
+    ]
+    for chunks in steps:
+        got, want = engine.step(chunks)
+        assert len(want) == sum(samples for *_, samples in chunks)
         assert torch.equal(got, want)
-    for pool, plain in zip(*(engine.pools[i].layer(1) for i in range(2))):
-        assert torch.equal(pool, plain)
+    for layer in range(2):
+        for pool, plain in zip(*(engine.pools[i].layer(layer) for i in range(2))):
+            assert torch.equal(pool[:200], plain[:200])
 
 
 class DecoderWithMore(Decoder):
     """Computes something that no recording sees."""
 
-    def layers(self, *args, **kwargs) -> torch.Tensor:
-        return super().layers(*args, **kwargs) * 2
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        return super().forward(*args, **kwargs) * 2
 
 
 @torch.inference_mode()
-def test_a_model_that_computes_more_is_not_replayed_but_computed():
-    engine = Engine(kind=DecoderWithMore)
-    got, want = engine.step([0, 1], 0, [1, 2])
-    assert torch.equal(got, want)
-    assert not engine.replays.takes(engine.inputs([0, 1], 1, [1, 2]))
+def test_a_model_that_computes_more_is_not_replayed():
+    assert Engine(kind=DecoderWithMore).replays.most_tokens == 0
 
 
 @torch.inference_mode()
-def test_float16_is_not_replayed_but_computed():
-    engine = Engine(torch.float16)
-    got, want = engine.step([0], 0, [1])
-    assert torch.equal(got, want)
-    assert not engine.replays.takes(engine.inputs([0], 1, [1]))
+def test_float16_is_not_replayed():
+    assert Engine(torch.float16).replays.most_tokens == 0
 
 
-def test_prompts_and_large_steps_are_left_to_the_model():
+@torch.inference_mode()
+def test_where_torch_multiplies_many_rows_smaller_steps_are_replayed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tests.unit.test_native_replay.load_ops", lambda _: NativeOps(torch_rows=9))
     engine = Engine()
-    decode = engine.inputs([0, 1], 3, [1, 2])
-    assert engine.replays.takes(decode)
-    assert not engine.replays.takes(replace(decode, batch=replace(decode.batch, max_length=2)))
-    assert not engine.replays.takes(replace(decode, outputs=torch.zeros(1, dtype=torch.int32)))
-    assert not engine.replays.takes(replace(decode, tokens=torch.zeros(MOST_TOKENS + 1, dtype=torch.int32)))
+    assert engine.replays.most_tokens == MOST // 4
+    got, want = engine.step([(0, 0, [3, 1, 4], True)])
+    assert torch.equal(got, want)
 
 
 def test_memory_taken_ahead_changes_no_cell_and_ends_a_little_above_the_highest_page() -> None:

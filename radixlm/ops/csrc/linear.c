@@ -50,7 +50,7 @@ struct product {
     const struct weight *w;
     const struct ahead *ahead;
     const char *x;
-    char *out;
+    char *out, *gated;
     int64_t rows, block_rows;
     long ldx; /* bytes */
 };
@@ -63,6 +63,19 @@ struct place {
     long fetch_step;
     struct ask ask;
 };
+
+/* silu(gate) * up, both rounded first as if they had been written. */
+INLINE void write_gated(const struct product *l, int dtype, int rows, vf gate[TILE_ROWS][4], vf up[TILE_ROWS][4],
+                        struct place p) {
+    long half = l->w->n / 2;
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++)
+#pragma GCC unroll 3
+        for (int v = 0; v < NV; v++) {
+            char *to = at(l->gated, (p.row + m) * half + p.column + v * LANES, dtype);
+            store(to, silu(rounded(gate[m][v], dtype), dtype) * rounded(up[m][v], dtype), LANES, dtype);
+        }
+}
 
 /* The last panel may have fewer columns. */
 INLINE void write_tile(const struct product *l, int dtype, int rows, vf acc[TILE_ROWS][4], struct place p) {
@@ -86,27 +99,46 @@ INLINE void write_tile(const struct product *l, int dtype, int rows, vf acc[TILE
     }
 }
 
+INLINE void add_products(const struct product *l, int dtype, int rows, int level, vf acc[TILE_ROWS][4], const struct place *p) {
+    sum_tile(dtype, rows, NV, acc, l->x + p->row * l->ldx, l->ldx, p->panel, PANEL * 4, steps_of(l->w->k, dtype), level,
+             p->fetch, p->fetch_step, &p->ask);
+}
+
 INLINE void linear_tile(const struct product *l, int dtype, int rows, int level, struct place p) {
-    const struct weight *w = l->w;
     vf acc[TILE_ROWS][4] = {};
-    sum_tile(dtype, rows, NV, acc, l->x + p.row * l->ldx, l->ldx, p.panel, PANEL * 4, steps_of(w->k, dtype), level,
-             p.fetch, p.fetch_step, &p.ask);
+    add_products(l, dtype, rows, level, acc, &p);
     write_tile(l, dtype, rows, acc, p);
 }
 
+/* The same rows by a panel of gates and the one of what they gate, half of all panels behind it. */
+INLINE void gated_tile(const struct product *l, int dtype, int rows, struct place p) {
+    long behind = panels_of(l->w->n) / 2 * panel_bytes(l->w->k, dtype);
+    vf gate[TILE_ROWS][4] = {}, up[TILE_ROWS][4] = {};
+    add_products(l, dtype, rows, 2, gate, &p);
+    struct place other = {p.panel + behind, p.row, p.column, p.fetch + behind, p.fetch_step};
+    add_products(l, dtype, rows, 2, up, &other);
+    write_gated(l, dtype, rows, gate, up, p);
+}
+
+/* `level` 0: gated. */
 INLINE void linear_rows(const struct product *l, int dtype, int rows, int level, struct place p) {
+#define CASE(n)                                                                              \
+    case n:                                                                                  \
+        level ? linear_tile(l, dtype, n, level, p) : gated_tile(l, dtype, n, p); \
+        break;
     switch (rows) {
 #if TILE_ROWS == 8
-    case 8: linear_tile(l, dtype, 8, level, p); break;
-    case 7: linear_tile(l, dtype, 7, level, p); break;
-    case 6: linear_tile(l, dtype, 6, level, p); break;
-    case 5: linear_tile(l, dtype, 5, level, p); break;
-    case 4: linear_tile(l, dtype, 4, level, p); break;
-    case 3: linear_tile(l, dtype, 3, level, p); break;
+        CASE(8)
+        CASE(7)
+        CASE(6)
+        CASE(5)
+        CASE(4)
+        CASE(3)
 #endif
-    case 2: linear_tile(l, dtype, 2, level, p); break;
-    default: linear_tile(l, dtype, 1, level, p);
+        CASE(2)
+        CASE(1)
     }
+#undef CASE
 }
 
 /* What tile `tile` of `tiles` of the whole product asks for. */
@@ -123,19 +155,23 @@ static struct ask share_of(const struct ahead *ahead, long tile, long tiles) {
 
 INLINE void linear_panel(const struct product *l, long index, int dtype) {
     const struct weight *w = l->w;
-    long panel = index % panels_of(w->n), first = index / panels_of(w->n) * l->block_rows;
+    long panels = l->gated ? panels_of(w->n) / 2 : panels_of(w->n);
+    long panel = index % panels, first = index / panels * l->block_rows;
     long rows = l->rows - first < l->block_rows ? l->rows - first : l->block_rows;
     long tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, bytes = panel_bytes(w->k, dtype);
     const char *b = (const char *)w->packed + panel * bytes;
-    if (tiles == 1) {
+    if (tiles == 1 && !l->gated) {
         linear_rows(l, dtype, (int)rows, 1, (struct place){b, first, panel * PANEL, b + AHEAD, PANEL * 4});
         return;
     }
     for (long t = 0; t < tiles; t++) { /* tiles differ by one row at most: a tile of one row would waste the units */
         long begin = rows * t / tiles, end = rows * (t + 1) / tiles;
         struct place p = {b, first + begin, panel * PANEL, b + bytes + bytes * t / tiles, PANEL * 4 / tiles,
-                          share_of(l->ahead, index * tiles + t, panels_of(w->n) * tiles)};
-        linear_rows(l, dtype, (int)(end - begin), 2, p);
+                          share_of(l->ahead, index * tiles + t, panels * tiles)};
+        if (l->gated)
+            linear_rows(l, dtype, (int)(end - begin), 0, p);
+        else
+            linear_rows(l, dtype, (int)(end - begin), 2, p);
     }
 }
 
@@ -156,10 +192,12 @@ void rx_linear(const struct linear *op, const struct ahead *ahead) {
     const struct weight *w = op->weight;
     struct product l = {.w = w, .ahead = ahead, .x = op->x, .out = op->out, .rows = op->rows, .ldx = steps_of(w->k, w->dtype) * 4};
     if (!l.rows) return;
+    if (l.rows > TILE_ROWS && w->n % (2 * PANEL) == 0 && !w->bias) l.gated = op->gated; /* fewer rows read panels in order */
     if (w->dtype == BF16 && w->k % 2) l.x = padded(op->x, l.rows, w->k, l.ldx);
     long blocks = (l.rows * l.ldx + BLOCK_BYTES - 1) / BLOCK_BYTES;
     l.block_rows = ((l.rows + blocks - 1) / blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     blocks = (l.rows + l.block_rows - 1) / l.block_rows;
     if (blocks > 1) l.ahead = NULL;
-    rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * panels_of(w->n));
+    rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * panels_of(w->n) / (l.gated ? 2 : 1));
+    if (op->gated && !l.gated) rx_silu_mul(&(struct silu_mul){op->out, op->gated, l.rows, w->n / 2, w->dtype});
 }

@@ -41,6 +41,14 @@ struct linear { /* x [rows, k] -> out [rows, n], both of the weight's dtype */
     const void *x;
     void *out;
     int64_t rows;
+    void *gated; /* NULL, or [rows, n / 2]: silu(first half of `out`) * second half, and `out` is room */
+};
+
+struct take_rows { /* out[i] = x[index[i]] */
+    const void *x;
+    const int32_t *index; /* [rows] */
+    void *out;
+    int64_t rows, bytes; /* of a row */
 };
 
 struct norm { /* out = RMSNorm(x + residual) * weight, residual = x + residual; residual NULL: x alone */
@@ -94,6 +102,7 @@ struct ahead {
 
 /* `ahead`, or NULL, is fetched meanwhile: products of more than 8 rows wait for arithmetic, attention for memory. */
 void rx_linear(const struct linear *op, const struct ahead *ahead);
+void rx_take_rows(const struct take_rows *op);
 void rx_norm(const struct norm *op);
 void rx_silu_mul(const struct silu_mul *op);
 void rx_rope_write(const struct rope_write *op);
@@ -131,14 +140,15 @@ struct choose { /* radixlm.ops.api.Choice */
 void rx_choose(const struct choose *op, int64_t rows);
 
 /* The same operations, by number; `op` is the struct above, copied if a recording is being made by this thread. */
-enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, KINDS };
+enum kind { LINEAR, NORM, SILU_MUL, ROPE_WRITE, ATTENTION, TAKE_ROWS, KINDS };
 void rx_do(int kind, const void *op);
 
-/* From here on the calling thread's operations are also kept, until rx_record_end, which returns the recording or
- * NULL if memory ran out. Recordings do not nest. */
-void rx_record_begin(void);
+/* From here on the calling thread's operations are kept instead of carried out, until rx_record_end, which returns the
+ * recording or NULL if memory ran out. Recordings do not nest. An operation has `most` rows, one for each token of a
+ * step, or most + 1, one for each token whose output is wanted; a replay takes the first of them. */
+void rx_record_begin(int64_t most);
 struct recording *rx_record_end(void);
-void rx_replay(const struct recording *recording);
+void rx_replay(struct recording *recording, int64_t tokens, int64_t wanted, int64_t chunks);
 void rx_record_free(struct recording *recording);
 
 #endif

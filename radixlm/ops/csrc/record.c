@@ -1,7 +1,7 @@
-/* Recordings: the operations of one computation, kept as values, to be carried out again in one call.
+/* Recordings: the operations of one computation, kept as values, to be carried out in one call.
  *
- * Indices and lengths live behind pointers, so a replay computes with what the memory holds then: one recording of
- * a step of n tokens serves every step of n tokens.
+ * Indices and lengths live behind pointers, so a replay computes with what the memory holds then, and how many rows it
+ * computes is an argument: one recording serves every step.
  */
 #include "radix.h"
 #include <stdlib.h>
@@ -13,15 +13,17 @@ union operation {
     struct silu_mul silu_mul;
     struct rope_write rope_write;
     struct attention attention;
+    struct take_rows take_rows;
 };
 
 struct step {
-    int kind;
+    int kind, wanted; /* whether its rows are those of wanted tokens */
     union operation op;
 };
 
 struct recording {
     struct step *steps;
+    int64_t most;
     long count, capacity;
     int failed;
 };
@@ -29,7 +31,7 @@ struct recording {
 static _Thread_local struct recording *current;
 
 static const long sizes[KINDS] = {sizeof(struct linear),     sizeof(struct norm),      sizeof(struct silu_mul),
-                                  sizeof(struct rope_write), sizeof(struct attention)};
+                                  sizeof(struct rope_write), sizeof(struct attention), sizeof(struct take_rows)};
 
 static void carry_out(int kind, const void *op) {
     switch (kind) {
@@ -38,6 +40,18 @@ static void carry_out(int kind, const void *op) {
     case SILU_MUL: rx_silu_mul(op); break;
     case ROPE_WRITE: rx_rope_write(op); break;
     case ATTENTION: rx_attention(op); break;
+    case TAKE_ROWS: rx_take_rows(op); break;
+    }
+}
+
+static int64_t *rows_of(struct step *s) {
+    switch (s->kind) {
+    case LINEAR: return &s->op.linear.rows;
+    case NORM: return &s->op.norm.rows;
+    case SILU_MUL: return &s->op.silu_mul.rows;
+    case ROPE_WRITE: return &s->op.rope_write.tokens;
+    case ATTENTION: return &s->op.attention.tokens;
+    default: return &s->op.take_rows.rows;
     }
 }
 
@@ -52,16 +66,23 @@ static void keep(struct recording *r, int kind, const void *op) {
         r->steps = steps;
         r->capacity = capacity;
     }
-    r->steps[r->count].kind = kind;
-    memcpy(&r->steps[r->count++].op, op, sizes[kind]);
+    struct step *s = &r->steps[r->count++];
+    s->kind = kind;
+    memcpy(&s->op, op, sizes[kind]);
+    s->wanted = *rows_of(s) > r->most;
 }
 
 void rx_do(int kind, const void *op) {
-    if (current) keep(current, kind, op);
-    carry_out(kind, op);
+    if (current)
+        keep(current, kind, op);
+    else
+        carry_out(kind, op);
 }
 
-void rx_record_begin(void) { current = calloc(1, sizeof *current); }
+void rx_record_begin(int64_t most) {
+    current = calloc(1, sizeof *current);
+    if (current) current->most = most;
+}
 
 struct recording *rx_record_end(void) {
     struct recording *made = current;
@@ -82,7 +103,12 @@ static double work_until_attention(const struct recording *r, long i, long *next
     return i < r->count ? work : 0;
 }
 
-void rx_replay(const struct recording *r) {
+void rx_replay(struct recording *r, int64_t tokens, int64_t wanted, int64_t chunks) {
+    for (long i = 0; i < r->count; i++) {
+        struct step *s = &r->steps[i];
+        *rows_of(s) = s->wanted ? wanted : tokens;
+        if (s->kind == ATTENTION) s->op.attention.chunks = chunks;
+    }
     struct ahead ahead = {};
     double work = 0, done = 0;
     for (long i = 0, next = -1; i < r->count; i++) {

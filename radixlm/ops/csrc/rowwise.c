@@ -1,4 +1,4 @@
-/* The ops that touch each element once: norm, rotary embedding with the write to the KV pool, gated activation.
+/* The ops that touch each element once: norm, rotary embedding with the write to the KV pool, gated activation, rows.
  *
  * They compute in float32 and round once, to the type of their input, as radixlm/ops/torch.py does.
  */
@@ -59,17 +59,6 @@ static void norm_f16(const void *args, long task) { norm_rows(args, task, F16); 
 void rx_norm(const struct norm *op) {
     static const task_fn by_dtype[] = {norm_f32, norm_bf16, norm_f16};
     rx_parallel(by_dtype[op->dtype], op, tasks_for(op->rows, op->n));
-}
-
-/* x / (1 + e^-x). 16-bit results need no more than 3e-6 of relative error, which halves the time. */
-INLINE vf silu(vf x, int dtype) {
-#if defined(__AVX512F__)
-    if (dtype != F32) {
-        vf below = exp2_(x * -1.44269504f, 0) + 1.0f, guess = (vf)_mm512_rcp14_ps((__m512)below);
-        return zero_below(x, splat(-88.0f), x * (guess * (2.0f - below * guess)));
-    }
-#endif
-    return zero_below(x, splat(-88.0f), x / (exp_(-x) + 1.0f)); /* exp_ ends at e^88 */
 }
 
 INLINE void silu_rows(const struct silu_mul *a, long task, int dtype) {
@@ -213,3 +202,12 @@ void rx_most_likely(const struct most_likely *op, int64_t rows, int dtype) {
     static const task_fn by_dtype[] = {most_likely_f32, most_likely_bf16, most_likely_f16};
     rx_parallel(by_dtype[dtype], op, rows);
 }
+
+static void take_some(const void *args, long task) {
+    const struct take_rows *t = args;
+    struct range range = rows_of(task, t->rows, t->bytes);
+    for (long r = range.begin; r < range.end; r++)
+        memcpy((char *)t->out + r * t->bytes, (const char *)t->x + t->index[r] * t->bytes, t->bytes);
+}
+
+void rx_take_rows(const struct take_rows *op) { rx_parallel(take_some, op, tasks_for(op->rows, op->bytes)); }

@@ -184,6 +184,17 @@ INLINE vf exp2_(vf x, int precise) {
 #endif
 }
 
+/* x / (1 + e^-x). 16-bit results need no more than 3e-6 of relative error, which halves the time. */
+INLINE vf silu(vf x, int dtype) {
+#if defined(__AVX512F__)
+    if (dtype != F32) {
+        vf below = exp2_(x * -1.44269504f, 0) + 1.0f, guess = (vf)_mm512_rcp14_ps((__m512)below);
+        return zero_below(x, splat(-88.0f), x * (guess * (2.0f - below * guess)));
+    }
+#endif
+    return zero_below(x, splat(-88.0f), x / (exp_(-x) + 1.0f)); /* exp_ ends at e^88 */
+}
+
 #if defined(__AVX512F__)
 /* One step of a transposition: exchanges the odd groups of `s` lanes of row i with the even ones of row i + s. */
 #define EXCHANGE(s, low, high)                                                                   \
