@@ -1,4 +1,4 @@
-"""The loads of `radixlm bench frontend`, small: nothing is lost, doubled or reordered, and everything is given back."""
+"""The loads of `python -m bench frontend`, small: nothing is lost, doubled or reordered, and everything is given back."""
 
 from __future__ import annotations
 

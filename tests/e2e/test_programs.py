@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import itertools
 import json
 import re
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pydantic
@@ -175,6 +178,41 @@ def test_select_scores_what_the_model_says_of_each_option_alone(local, llm):
         alone = llm.generate(prompt + option, how).choices[0].prompt_logprobs
         assert [score[1] for score in scores] == [score.token for score in alone]
         assert [score[0] for score in scores] == pytest.approx([score.logprob for score in alone], abs=1e-3)
+
+
+HELLASWAG = Path(__file__).parents[3] / "shared/data/hellaswag/hellaswag_val_full.txt.bz2"
+
+
+@sgl.function
+def ending(s, story, endings):
+    s += story + sgl.select("ending", [f" {text}" for text in endings])
+
+
+def stories(count: int) -> list[tuple[str, int, list[str]]]:
+    """(what happened, which ending is right, the endings)."""
+    with bz2.open(HELLASWAG, "rt") as file:
+        lines = list(itertools.islice(file, 6 * count))
+    rows = [[line.strip() for line in lines[i : i + 6]] for i in range(0, len(lines), 6)]
+    return [(row[0], int(row[1]), row[2:]) for row in rows]
+
+
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="the stories are not here")
+def test_endings_of_stories_are_chosen_by_their_mean_log_probability(local, url, llm):
+    found = stories(6)
+    rows = [{"story": story, "endings": endings} for story, _, endings in found]
+    chosen = [
+        [state["ending"] for state in ending.run_batch(rows, backend=backend)]
+        for backend in (local, sgl.HttpBackend(url))
+    ]
+    expected: list[str] = []
+    for story, _, endings in found:
+        how = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        size = len(llm.tokenizer.encode(story, add_special=True))
+        outputs = llm.generate([f"{story} {text}" for text in endings], how, progress=False)
+        scores = [output.choices[0].prompt_logprobs[size - 1 :] for output in outputs]  # position 0 has none
+        means = [sum(score.logprob for score in each) / len(each) for each in scores]
+        expected.append(f" {endings[means.index(max(means))]}")
+    assert chosen == [expected, expected]
 
 
 @sgl.function
@@ -421,6 +459,17 @@ def test_a_regex_holds(ours):
     assert re.fullmatch("[0-9]+", sgl.generate("2 + 2 =", regex=" [0-9]{1,3}", temperature=0, backend=ours).strip())
 
 
+def test_reasoning_is_kept_apart(ours):
+    @sgl.function
+    def thinking(s):
+        s += sgl.user("Name a colour.")
+        s += sgl.assistant(sgl.separate_reasoning(sgl.gen("colour", regex="<think>[a-z ]{4,8}</think> (red|blue)")))
+
+    state = thinking.run(temperature=0, max_new_tokens=40, backend=ours)
+    assert state["colour"] in ("red", "blue") and 3 <= len(state["colour_reasoning_content"]) <= 8
+    assert state.messages()[-1]["content"] == state["colour"] and "<think>" not in state.text()
+
+
 @dataclass
 class Person:
     name: str
@@ -517,3 +566,16 @@ def test_a_prefix_is_cached_ahead(ours):
     program.cache(backend=ours)
     state = program.run(backend=ours)
     assert state.get_meta_info("answer")["cached_tokens"] > 50
+
+
+def test_an_engine_of_that_name_generates_and_runs_programs():
+    with sgl.Engine(model_path="smollm2-135m", kv_tokens=4096) as engine:
+        prompt, greedy = "The capital of France is", {"temperature": 0, "max_new_tokens": 4}
+        answer = engine.generate(prompt, greedy)
+        assert "Paris" in answer["text"] and answer["meta_info"]["completion_tokens"] == 4
+        ids = engine.get_tokenizer().encode(prompt, add_special=True)
+        both = engine.generate([prompt, "Two and two are"], greedy)
+        others = [both[0], engine.generate(input_ids=ids, sampling_params=greedy)]
+        others.append(asyncio.run(engine.async_generate(prompt, greedy)))
+        assert all(other["output_ids"] == answer["output_ids"] for other in others) and len(both) == 2
+        assert few_shot_qa.run("What is the capital of Japan?", backend=engine)["answer"].strip() == "Tokyo"

@@ -78,6 +78,22 @@ def test_a_stream_that_ends_before_its_end_is_an_error():
             asyncio.run(read([answer]))
 
 
+def test_a_server_that_falls_silent_is_an_error_in_time():
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\nff\r\ndata: {}\n\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the other side has had enough
+        writer.close()
+
+    async def run() -> list[bytes]:
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return [data async for data in Address(f"http://127.0.0.1:{port}", timeout_s=0.2).events("/x", {})]
+
+    with pytest.raises(NotReady, match="broke off"):
+        asyncio.run(asyncio.wait_for(run(), 10))
+
+
 @sgl.function
 def asking(s):
     s += "Say"

@@ -57,7 +57,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Address:
-    """A server. `timeout_s` is how long it may take until an answer begins. Raises ValueError for what is no http(s) URL."""
+    """A server. `timeout_s`: until an answer begins, and goes on. Raises ValueError for what is no http(s) URL."""
 
     url: str
     key: str = ""
@@ -113,11 +113,20 @@ class Address:
             await writer.drain()
             status, headers = await asyncio.wait_for(_read_head(reader), self.timeout_s)
             chunked = "chunked" in headers.get("transfer-encoding", "")
-            yield status, headers, _chunks(reader) if chunked else _plain(reader, headers.get("content-length"))
+            pieces = _chunks(reader) if chunked else _plain(reader, headers.get("content-length"))
+            yield status, headers, self._timed(pieces)
         except (OSError, EOFError, TimeoutError) as error:
             raise NotReady(f"{self.url} broke off: {error or type(error).__name__}") from None
         finally:
             writer.close()
+
+    async def _timed(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        while True:
+            async with asyncio.timeout(self.timeout_s):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def _head(self, method: str, parts: urllib.parse.SplitResult, path: str, size: int) -> bytes:
         lines = [
