@@ -101,12 +101,12 @@ class ResponseStore:
             self._size_bytes += stored.size_bytes
             self._shrink()
 
-    def get(self, owner: str, identity: str) -> Stored:
+    def get(self, owner: str, identity: str, param: str = "response_id") -> Stored:
         """Raises NotFound."""
         stored = self._stored.get((owner, identity))
         if stored is None:
             text = f"no response with the id {ascii(identity)[:80]}; it was never stored, was deleted, or is too old"
-            raise NotFound(text, param="response_id")
+            raise NotFound(text, param=param)
         return stored
 
     def delete(self, owner: str, identity: str) -> None:

@@ -93,8 +93,8 @@ class Responses(Surface):
         _check(body)
         if home := self._siblings.home(body.previous_response_id or ""):
             return Forwarded(home, request, msgspec.json.encode(body), headers)
-        owner, own = current_caller().name, items_of(body.input or [])
-        before = self.store.get(owner, body.previous_response_id).conversation if body.previous_response_id else []
+        owner, own, last = current_caller().name, items_of(body.input or []), body.previous_response_id
+        before = self.store.get(owner, last, "previous_response_id").conversation if last else []
         tools = tools_of(nested_tools(body.tools), body.tool_choice, parallel=body.parallel_tool_calls)
         if tools:
             tools.check_beside((body.text or {}).get("format"), "text.format")

@@ -184,6 +184,7 @@ def test_a_stored_response_is_found_gone_on_from_and_deleted():
             await server.post(PATH, more),
         ):
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert answer.json()["error"]["param"] == "previous_response_id"
         assert (await server.client.get(f"{PATH}/{second['id']}")).status_code == 200
         unkept = (await server.post(PATH, {"input": "x", "store": False})).json()
         assert (await server.client.get(f"{PATH}/{unkept['id']}")).status_code == 404
