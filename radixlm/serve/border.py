@@ -15,7 +15,7 @@ from radixlm import log
 from radixlm.engine.caller import current_caller
 from radixlm.errors import Error
 from radixlm.metrics import Metrics
-from radixlm.serve.errors import encode_internal, error_response
+from radixlm.serve.errors import encode_internal, unrouted
 from radixlm.serve.hosts import Hosts
 from radixlm.serve.routes import OPENAI_ERRORS
 
@@ -73,7 +73,7 @@ class _Exchange:
             await self._app(self._scope, receive, self._tagged)
         except Error as error:
             if not self._status:
-                await error_response(error)(self._scope, receive, self._tagged)
+                await unrouted(self._scope, error)(self._scope, receive, self._tagged)
         except Exception:
             logger.exception("request %s failed", self._id)
             if self._status:

@@ -15,6 +15,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from radixlm.errors import Error, InvalidRequest, QueueFull
 
@@ -77,14 +78,20 @@ def on_error(request: Request, error: Error) -> Response:
 
 
 def on_http_error(request: Request, error: HTTPException) -> Response:
-    """The answer where path or method are unknown; the nearest route says in which words."""
+    """The answer where path or method are unknown."""
     known = {404: ("no such route", "not_found"), 405: ("method not allowed on this route", "method_not_allowed")}
     text, code = known.get(error.status_code, (error.detail, "http_error"))
-    path = request.scope["path"]
-    refusal = InvalidRequest(f"{text}: {request.method} {path[:200]}")
+    refusal = InvalidRequest(f"{text}: {request.method} {request.scope['path'][:200]}")
     refusal.code, refusal.status = code, error.status_code
-    nearest = max(request.app.state.rows, key=lambda row: _num_shared(row.path, path))
-    return Response(nearest.errors.encode(refusal), error.status_code, error.headers, "application/json")
+    answer = unrouted(request.scope, refusal)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def unrouted(scope: Scope, error: Error) -> Response:
+    """The answer to a request that came to no route; the nearest one says in which words."""
+    nearest = max(scope["app"].state.rows, key=lambda row: _num_shared(row.path, scope["path"]))
+    return error_response(error, nearest.errors.encode)
 
 
 def _num_shared(path: str, other: str) -> int:

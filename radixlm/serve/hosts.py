@@ -6,7 +6,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
 
 from starlette.types import Scope
 
@@ -78,5 +77,4 @@ def _is_address(name: str) -> bool:
 
 
 def _values(scope: Scope, wanted: bytes) -> list[bytes]:
-    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    return [value for name, value in headers if name == wanted]
+    return [value for name, value in scope["headers"] if name == wanted]

@@ -125,9 +125,5 @@ def _responses(row: Row, schemas: Json) -> Json:
 
 
 def _statuses(row: Row) -> set[int]:
-    statuses = set(_ALWAYS)
-    if _PLACE.search(row.path):
-        statuses.add(404)
-    if row.body is not None:
-        statuses |= {404, 408, 413, 429, 499, 504}
-    return statuses
+    of_body = () if row.body is None else (404, 408, 413, 429, 499, 504)
+    return {*_ALWAYS, *of_body, *((404,) if _PLACE.search(row.path) else ())}

@@ -411,3 +411,19 @@ def test_an_unknown_path_is_refused_in_the_words_of_its_neighbours():
         assert "method not allowed" in (await server.client.get("/api/chat")).json()["error"]
 
     with_server(test)
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"x-big": "a" * 40_000}, {"host": "not a host"}])
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("/v1/messages", {"type", "error"}), ("/api/chat", {"error"}), ("/v1/chat/completions", {"error"})],
+)
+def test_what_is_refused_before_any_route_is_refused_in_the_words_of_the_surface(path, shape, headers):
+    async def test(server: Server):
+        answer = await send(server, path, "{}", **headers)
+        assert answer.status_code in (400, 403, 431)
+        return answer.json()
+
+    body = with_server(test)
+    assert set(body) == shape
+    assert isinstance(body["error"], str) == (path == "/api/chat")
