@@ -41,12 +41,6 @@ AUDIT_AFTER_S = 1.0
 comes right after another should not wait for."""
 
 
-def no_stops(sampling: SamplingParams) -> StopCheck | None:
-    """For engines without a tokenizer: requests with stop strings were refused before."""
-    del sampling
-    return None
-
-
 class Core:
     """Scheduler and runner, and the loop over them. `beats` counts turns: it moves while the loop is alive."""
 
@@ -55,7 +49,7 @@ class Core:
         runner: Runner,
         info: EngineInfo,
         config: Config,
-        make_stop: Callable[[SamplingParams], StopCheck | None] = no_stops,
+        make_stop: Callable[[SamplingParams], StopCheck | None] = lambda _: None,  # without a tokenizer
         constraints: Constraints | None = None,
     ) -> None:
         self.info = info

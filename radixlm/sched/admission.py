@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 
-from radixlm.cache.pool import PagePool
-from radixlm.cache.radix import RadixTree
+from radixlm.sched.leases import Leases
+from radixlm.sched.limits import Limits
 from radixlm.sched.request import Lease, OpenRequest
 from radixlm.sched.rows import Rows
 from radixlm.types import Finish, IntArray
@@ -21,35 +20,6 @@ from radixlm.types import Finish, IntArray
 REFUSALS = ("queue_full", "rate_limit_exceeded", "context_length_exceeded", "duplicate_key", "invalid_grammar")
 MOST_RESERVED = 4096  # tokens of output reserved for one request at most
 WORTH_WAITING = 32  # common tokens for which a request waits until another has computed them
-
-
-class Room(Protocol):
-    """What the limits of a scheduler say of its room."""
-
-    @property
-    def num_pages(self) -> int: ...
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def max_queued(self) -> int: ...
-    @property
-    def context(self) -> int: ...
-
-
-class Holdings(Protocol):
-    """What running requests own, as far as admission looks at it."""
-
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def prefix_cache(self) -> bool: ...
-    @property
-    def pool(self) -> PagePool: ...
-    @property
-    def tree(self) -> RadixTree: ...
-    @property
-    def rows(self) -> Rows: ...
-    def __len__(self) -> int: ...
 
 
 class Verdict(Enum):
@@ -78,7 +48,7 @@ class Ratio:
 
 
 def refusal(
-    entry: OpenRequest, room: Room, num_queued: int, num_owned: int, *, is_open: bool
+    entry: OpenRequest, limits: Limits, num_queued: int, num_owned: int, *, is_open: bool
 ) -> tuple[str, Finish] | None:
     """Why a request cannot even wait: (code, finish), or None. Its owner has `num_owned` others open."""
     if is_open:
@@ -86,25 +56,16 @@ def refusal(
     if entry.request.max_owned is not None and num_owned >= entry.request.max_owned:
         message = f"this key has {num_owned} choices open, the limit is {entry.request.max_owned}; wait for one to end"
         return "rate_limit_exceeded", Finish("error", message=message)
-    if num_queued >= room.max_queued:
-        message = f"{num_queued} requests are waiting, the limit is {room.max_queued}; try again later"
+    if num_queued >= limits.max_queued:
+        message = f"{num_queued} requests are waiting, the limit is {limits.max_queued}; try again later"
         return "queue_full", Finish("error", message=message)
     script = entry.request.script
     needed = sum(len(p.literal) // 4 + (p.sampling.max_tokens or 0 if p.sampling else 0) for p in script)
-    most = min(room.context, room.num_pages * room.page_size)
+    most = min(limits.context, limits.num_pages * limits.page_size)
     if needed > most:
         message = f"prompt and max_tokens need {needed} tokens, this engine holds {most} for one request; ask for less"
         return "context_length_exceeded", Finish("error", message=message)
     return None
-
-
-def usable(entry: OpenRequest, length: int, page_size: int) -> int:
-    """Whole pages of a prompt that may come from the cache.
-
-    The last token must be computed: it yields the first logits. So must tokens whose hidden states are needed.
-    """
-    needed = length - 1 if entry.needed_from is None else min(length - 1, entry.needed_from)
-    return max(0, needed) // page_size
 
 
 def reserved(rows: Rows, active: IntArray, ratio: float) -> float:
@@ -115,14 +76,14 @@ def reserved(rows: Rows, active: IntArray, ratio: float) -> float:
 
 
 def judge(
-    held: Holdings, entry: OpenRequest, taken: float, ratio: float, prefilling: Sequence[Lease]
+    held: Leases, entry: OpenRequest, taken: float, ratio: float, prefilling: Sequence[Lease]
 ) -> tuple[Verdict, float]:
     """(verdict, pool tokens the request is expected to take). `taken` is what others are expected to take."""
     if entry.blocked:
         return Verdict.LATER, 0.0
     size, length, matched = held.page_size, len(entry.tokens), 0
     if held.prefix_cache:
-        prefix = entry.tokens[: usable(entry, length, size) * size].tobytes()
+        prefix = entry.tokens[: entry.usable(length, size) * size].tobytes()
         _, matched = held.tree.find(entry.request.namespace, prefix)
         if any(_is_coming(held.rows, lease, entry, matched, size) for lease in prefilling):
             return Verdict.LATER, 0.0

@@ -10,7 +10,6 @@ import numpy as np
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched import admission
 from radixlm.sched.plan import Opened
 from radixlm.sched.request import EMPTY, Lease, OpenRequest
 from radixlm.sched.rows import NEVER, Rows
@@ -102,7 +101,7 @@ class Leases:
         if not self.prefix_cache:
             return
         rows, slot, size = self.rows, lease.slot, self.page_size
-        usable = admission.usable(lease.request, int(rows.prompt_end[slot]), size)
+        usable = lease.request.usable(int(rows.prompt_end[slot]), size)
         tokens = rows.tokens[slot, lease.shared * size : usable * size].tobytes()
         lease.node, found = self.tree.advance(lease.node, tokens)
         if not found:

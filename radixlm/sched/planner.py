@@ -227,7 +227,7 @@ class Planner:
         tree, size, entry = self.running.tree, self._limits.page_size, lease.request
         if not self.running.prefix_cache:
             return "disabled"
-        if lease.shared == admission.usable(entry, len(tokens), size) and entry.scored_from is not None:
+        if lease.shared == entry.usable(len(tokens), size) and entry.scored_from is not None:
             return "scored"
         return why_missed(tree, entry.request.namespace, tokens[: entry.num_prompt], size, lease.shared * size)
 

@@ -109,6 +109,14 @@ class OpenRequest:
             return 0
         return None if self.scored_from is None else self.scored_from - 1
 
+    def usable(self, length: int, page_size: int) -> int:
+        """Whole pages of its first `length` tokens that may come from the cache.
+
+        The last token must be computed: it yields the first logits. So must tokens whose hidden states are needed.
+        """
+        needed = length - 1 if self.needed_from is None else min(length - 1, self.needed_from)
+        return max(0, needed) // page_size
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:

@@ -7,7 +7,6 @@ import pytest
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched import admission
 from radixlm.sched.leases import Leases
 from radixlm.sched.outbox import Outbox
 from radixlm.sched.pins import Pins
@@ -80,7 +79,7 @@ def _a_split_loses_its_tail(monkeypatch):
 
 
 def _the_last_prompt_token_is_not_computed(monkeypatch):
-    monkeypatch.setattr(admission, "usable", lambda entry, length, size: length // size)
+    monkeypatch.setattr(OpenRequest, "usable", lambda self, length, size: length // size)
 
 
 def _a_chunk_skips_a_token(monkeypatch):
