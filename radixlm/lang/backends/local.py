@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from radixlm.engine.frontend import Frontend
 from radixlm.engine.llm import LLM
 from radixlm.lang.backends.model import EngineModel
 from radixlm.lang.execute import execute
@@ -17,24 +16,15 @@ from radixlm.lang.ir import Event, Program
 T = TypeVar("T")
 
 
-class Host(Protocol):
-    """What owns an engine: an LLM."""
-
-    @property
-    def frontend(self) -> Frontend: ...
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]: ...
-    def close(self) -> None: ...
-
-
 class LocalBackend:
     """On the model of that name (by default the small one that everyone can run), or on an LLM that is there already.
 
     `options` are those of LLM. Raises StartError if the model cannot be loaded. `close` closes an LLM made here.
     """
 
-    def __init__(self, model: str | None = None, *, host: Host | None = None, **options: Any) -> None:
+    def __init__(self, model: str | None = None, *, host: LLM | None = None, **options: Any) -> None:
         self._owns = host is None
-        self.host: Host = host if host is not None else LLM(model, **options)
+        self.host = host if host is not None else LLM(model, **options)
 
     @cached_property
     def model(self) -> EngineModel:
