@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 _LENGTH = 4  # bytes
 
@@ -22,8 +23,7 @@ class Killable:
     """`python -m MODULE`. Used by one thread at a time. After an error it is dead."""
 
     def __init__(self, module: str) -> None:
-        words = [sys.executable, "-m", module]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._process = subprocess.Popen(command_of(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self.alive = True
 
     def ask(self, frame: bytes, limit_s: float) -> bytes:
@@ -60,6 +60,12 @@ class Killable:
                 raise EOFError
             found += data
         return bytes(found)
+
+
+def command_of(module: str) -> list[str]:
+    """Runs a module of this package: another of its name in the working folder is passed over, unless this one lies there."""
+    is_found_elsewhere = str(Path(__file__).parents[1]) in sys.path[1:]
+    return [sys.executable, *(["-P"] if is_found_elsewhere else []), "-m", module]
 
 
 def frames() -> Iterator[bytes]:

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from typing import Any
 from radixlm.config import Config
 from radixlm.engine.child import Failed, Ready, Report, decode_report, encode_order
 from radixlm.errors import StartError
+from radixlm.killable import command_of
 from radixlm.messages import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,7 @@ class Child:
         The folder named in `METRICS_FOLDER` is where frontends keep what they count, so that any of them tells of all.
         """
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
+            *command_of(module),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

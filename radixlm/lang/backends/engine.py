@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Any, Self
 from radixlm.engine.llm import LLM
 from radixlm.engine.results import Choice
 from radixlm.errors import StartError
+from radixlm.killable import command_of
 from radixlm.lang.backends.local import LocalBackend
 from radixlm.lang.backends.sglang import RuntimeEndpoint
 from radixlm.lang.options import SAMPLING
@@ -71,7 +71,7 @@ class Runtime(RuntimeEndpoint):
     ) -> None:
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         named = [model_path] if model_path else []
-        command = [sys.executable, "-m", "radixlm", "serve", *named, "--port=0", f"--log-level={log_level}", *words]
+        command = [*command_of("radixlm"), "serve", *named, "--port=0", f"--log-level={log_level}", *words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._errors: deque[str] = deque(maxlen=20)
         self._collector = threading.Thread(target=self._collect, daemon=True)
