@@ -43,7 +43,7 @@ class ModelStep:
         """Chooses the next token of each sampling row; returns at once."""
         if len(self._rows.slots):
             self._chosen = self._runner.sampler.sample(self._logits, self._rows, masks)
-            self._runner.tables.set_last(self._rows.index, self._chosen.tokens)
+            self._runner.tables.last_tokens.numpy()[self._rows.slots] = np.maximum(self._chosen.tokens.numpy(), 0)
 
     def result(self) -> Sampled:
         """Waits for the tokens. Prompt log probabilities of a row come before those of its output token."""

@@ -44,9 +44,9 @@ class Prompts:
 
     def spans(self, plan: Plan) -> list[Span]:
         """What this plan must score, in row order."""
-        rows = np.flatnonzero(plan.logits == Logits.ALL)
-        if not rows.size:
+        if not self._opened:
             return []
+        rows = np.flatnonzero(plan.logits == Logits.ALL)
         offsets = np.cumsum(plan.lengths) - plan.lengths
         spans = (self._span(plan, row, int(offsets[row])) for row in rows.tolist())
         return [span for span in spans if span is not None]

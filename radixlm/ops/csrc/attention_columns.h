@@ -154,9 +154,10 @@ INLINE void weigh_lanes(const struct call *c, struct work *w, long base, long co
         memcpy(&last, w->positions + begin, 64);
         last -= (int32_t)base;
         vf top = masked ? scale_scores(c, scores, n, even, last, 1) : scale_scores(c, scores, n, even, last, 0);
-        vf before = load(w->span.max + begin, LANES, F32), max = max_(before, top), now = finite_or_zero(max);
+        vf before = load(w->span.max + begin, LANES, F32), max = select_(top > before + ROOM, top, before);
+        vf now = finite_or_zero(max);
         if (any_lane(max > before)) {
-            shrink_state(c, &w->span, n, begin, exp2_(before - now, compute == F32));
+            if (any_lane(before > -INFINITY)) shrink_state(c, &w->span, n, begin, exp2_(before - now, compute == F32));
             store(w->span.max + begin, max, LANES, F32);
         }
         vf sum = make_weights(scores, n, even, now, compute);

@@ -186,8 +186,8 @@ INLINE void weigh_row(const struct call *c, struct work *w, long first, long r, 
         top = max_(top, s[v]);
     }
     float *max_now = w->span.max + first + r, *sum_now = w->span.sum + first + r, before = *max_now, most = max_lanes(top);
-    vf max = splat(most > before ? most : before), now = finite_or_zero(max);
-    if (most > before) {
+    vf max = splat(most > before + ROOM ? most : before), now = finite_or_zero(max);
+    if (most > before + ROOM) {
         vf shrink = exp2_(before - now, compute == F32);
         *max_now = most;
         *sum_now *= shrink[0];

@@ -20,6 +20,10 @@ INLINE int any_lane(vi mask) {
     return any != 0;
 }
 
+/* What a row's weights are relative to: the largest score of its first block, until one is so much larger that sums in
+ * float32 would lose by it. Most blocks then leave as they are what was summed before. */
+#define ROOM 8.0f
+
 /* Of one key in one lane: scaled, capped. */
 INLINE vf scaled(const struct call *c, vf score) {
     float cap = c->a->softcap;
