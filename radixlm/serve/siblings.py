@@ -70,7 +70,8 @@ class Forwarded(Response):
         lines = [
             b"%b: %b" % pair for pair in (*kept, (b"content-length", b"%d" % len(body)), (b"connection", b"close"))
         ]
-        self._asked = b"\r\n".join([b"%b %b HTTP/1.1" % (scope["method"].encode(), target), *lines, b"", body])
+        method = scope["method"].replace("HEAD", "GET").encode()  # the body of that answer is left out on the way back
+        self._asked = b"\r\n".join([b"%b %b HTTP/1.1" % (method, target), *lines, b"", body])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI side. Raises NotFound if the sibling is gone, EngineDied if it ends before its answer does."""

@@ -155,6 +155,10 @@ def test_a_response_is_found_gone_on_from_and_deleted_through_any_frontend(tmp_p
         at = f"{PATH}/{first['id']}"
         assert (await two.get(at)).json() == (await one.get(at)).json() == first
         assert (await two.get(f"{at}/input_items")).json()["data"][0]["content"] == "one"
+        heads = [await client.head(at) for client in (one, two)]
+        assert {(head.status_code, head.headers["content-length"], head.content) for head in heads} == {
+            (200, str(len((await one.get(at)).content)), b"")
+        }
         assert (await two.get(at, headers=B)).status_code == 404, "it is another's"
         assert (await two.get(at, headers={"x-api-key": "no-key-at-all"})).status_code == 401
         more = {"input": "two", "previous_response_id": first["id"], "max_output_tokens": 3, "unheard_of": 1}
