@@ -23,7 +23,6 @@ from radixlm.errors import EngineDied, NotFound
 from radixlm.serve.sse import until_disconnect
 
 _ID = re.compile(r"resp_(?P<home>[0-9a-f]{8})[0-9a-f]{32}")
-_READ_BYTES = 1 << 16
 _OF_THIS_HOP = (b"connection", b"transfer-encoding", b"expect", b"date", b"x-request-id")
 
 
@@ -86,7 +85,7 @@ class Forwarded(Response):
             writer.write(self._asked)
             answer = _Answer(self.raw_headers)
             while not answer.is_complete:
-                data = await reader.read(_READ_BYTES)
+                data = await reader.read(1 << 16)
                 if not data:
                     raise EngineDied("the process that keeps this response stopped; try again")
                 for message in answer.read(data):

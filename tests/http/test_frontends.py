@@ -148,7 +148,7 @@ def drive_two(tmp_path, scenario):
         runner.run(asyncio.wait_for(main(), 30))
 
 
-def test_a_response_is_found_gone_on_from_and_deleted_through_any_frontend(tmp_path):
+def test_a_response_is_found_gone_on_from_and_deleted_through_any_frontend(tmp_path, caplog):
     async def scenario(servers, clients, end):
         one, two = clients
         first = (await one.post(PATH, json={"input": "one", "max_output_tokens": 3})).json()
@@ -179,6 +179,7 @@ def test_a_response_is_found_gone_on_from_and_deleted_through_any_frontend(tmp_p
         )
 
     drive_two(tmp_path, scenario)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_running_response_is_followed_and_cancelled_through_any_frontend(tmp_path):
