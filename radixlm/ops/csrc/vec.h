@@ -155,7 +155,7 @@ INLINE vf exp_(vf x) {
     return zero_below(x, splat(-87.0f), (vf)((vi)p + exponent) + (x - x));
 }
 
-/* 2^x for x <= 0, exactly 0 below -126 and 1 at 0; a NaN stays one. Relative error: 3e-6, or 1e-7 if `precise`. */
+/* 2^x for x up to 8, exactly 0 below -126 and 1 at 0; a NaN stays one. Relative error: 3e-6, or 1e-7 if `precise`. */
 INLINE vf exp2_(vf x, int precise) {
 #if defined(__AVX512F__)
     vf y = max_(splat(-200.0f), x); /* else -infinity would become a NaN */
