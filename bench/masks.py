@@ -123,7 +123,9 @@ def vocabulary_of(file: Path) -> TokenVocabulary:
     special = frozenset(token["id"] for token in state["added_tokens"] if token["special"])
     pieces = Vocabulary(tokenizer.get_vocab(), state["decoder"], special).visible_bytes
     ends = tuple(
-        index for name in ("<|end_of_text|>", "<|eot_id|>") if (index := tokenizer.token_to_id(name)) is not None
+        index
+        for name in ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+        if (index := tokenizer.token_to_id(name)) is not None
     )
     return TokenVocabulary(
         str(file), len(pieces), pieces, special, ends, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
