@@ -70,9 +70,10 @@ class Spelling:
 @contextlib.contextmanager
 def spelling(pace_s: float, **options: Any) -> Iterator[Spelling]:
     """A server for one block; `pace_s` is the time between two tokens of a request."""
-    words = [sys.executable, "-m", "bench.frontend.server", json.dumps(options)]
-    environment = {**os.environ, PACE: str(pace_s)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+    words = [sys.executable, "-P", "-m", "bench.frontend.server", json.dumps(options)]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, PACE: str(pace_s), "PYTHONPATH": path}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None, "it was given a pipe"
             line = process.stdout.readline()

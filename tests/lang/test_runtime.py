@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from radixlm.errors import StartError
-from radixlm.lang.backends import engine
 from radixlm.lang.backends.engine import Runtime
 
 STAND_IN = f"""#!{sys.executable}
@@ -37,7 +36,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "python"
     path.write_text(STAND_IN)
     path.chmod(0o755)
-    monkeypatch.setattr(engine.sys, "executable", str(path))
+    monkeypatch.setattr(sys, "executable", str(path))
     return path
 
 
