@@ -29,6 +29,25 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunks:
+    """Ragged chunks of tokens on the device, all int32."""
+
+    slots: torch.Tensor  # [chunks]
+    starts: torch.Tensor  # [chunks]
+    lengths: torch.Tensor  # [chunks]
+    offsets: torch.Tensor  # [chunks + 1]: chunk i holds tokens offsets[i] .. offsets[i + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Prefixes that several decode rows of a step share, to be read once for all of them; a backend may as well ignore it."""
+
+    groups: Chunks  # chunk i: any member's slot, the prefix' length, the number of members, and where they begin in `members`
+    members: torch.Tensor  # int32 [rows]: tokens of the step, group after group
+    lows: torch.Tensor  # int32 [chunks]: the prefix of each chunk of the step, 0 where it shares none
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step on the device. Row i is chunk i of the plan. All index tensors are int32."""
 
@@ -41,6 +60,12 @@ class Batch:
     page_table: torch.Tensor  # [slots, pages per sequence]: the whole table; read row slots[i] for chunk i
     page_size: int
     max_length: int  # longest chunk, a host number
+    shared: Shared | None = None
+
+    @property
+    def chunks(self) -> Chunks:
+        """The chunks alone."""
+        return Chunks(self.slots, self.starts, self.lengths, self.offsets)
 
 
 class KVStore(Protocol):

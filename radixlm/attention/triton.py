@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from radixlm.attention import hopper
-from radixlm.attention.api import AttentionBackend, AttentionShape, Batch, KVStore
+from radixlm.attention.api import AttentionBackend, AttentionShape, Batch, KVStore, Shared
 from radixlm.attention.hopper import HopperKernel
 from radixlm.attention.triton_kernel import ALONE, FIRST, SECOND, Kernel, Pages, Variant, Workspace
+from radixlm.attention.triton_merge import merge
 from radixlm.attention.triton_schedule import Cut, Items, schedule
 from radixlm.ops.triton_launch import next_power, num_processors
 
@@ -52,6 +53,7 @@ class _Planned:
 
     pages: Pages
     items: tuple[tuple[Kind, dict[int, Items]], ...]
+    prefixes: tuple[Shared, Items] | None
 
 
 class TritonAttention(AttentionBackend):
@@ -68,25 +70,61 @@ class TritonAttention(AttentionBackend):
             self._longest = hopper_kind(shape, device, upto)
         else:
             self._longest = make_kind(shape, device, LONGEST, (upto, _ANY, *_SETTINGS[LONGEST]))
+        self._prefixes = None if any(shape.window) else make_kind(shape, device, LONG, (0, _ANY, *_SETTINGS[LONG]))
         self._planned: _Planned | None = None
 
     def plan(self, batch: Batch) -> None:  # hot
         """Launches the cutting of this step's chunks into items."""
+        kinds, tokens, prefixes, lows = self._kinds(batch), len(batch.cells), None, None
+        if batch.shared and self._prefixes:
+            lows, cut = batch.shared.lows, self._prefixes.cut
+            found = schedule(batch.shared.groups, len(batch.shared.members), cut, 0, causal=False)
+            prefixes = batch.shared, found
         items = tuple(
-            (kind, {window: schedule(batch, kind.cut, window) for window in kind.kernels})
-            for kind in self._kinds(batch)
+            (
+                kind,
+                {
+                    window: schedule(batch.chunks, tokens, kind.cut, window, lows if kind is kinds[-1] else None)
+                    for window in kind.kernels
+                },
+            )
+            for kind in kinds
         )
-        self._planned = _Planned(Pages(batch.page_table, batch.page_size), items)
+        self._planned = _Planned(Pages(batch.page_table, batch.page_size), items, prefixes)
 
     def run(self, q: torch.Tensor, layer: int) -> torch.Tensor:  # hot
         """q [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
         assert self._planned, "run before plan"
-        out, window = torch.empty_like(q), self._shape.window[layer]
-        orders = (FIRST, SECOND) if len(self._planned.items) == 2 else (ALONE,)
-        for order, (kind, items) in zip(orders, self._planned.items):
-            kernel = kind.kernels[window]
-            kernel.attend(q, out, self._kv.layer(layer), self._planned.pages, items[window], order.value)
+        out, window, planned, kv = torch.empty_like(q), self._shape.window[layer], self._planned, self._kv.layer(layer)
+        *longer, (kind, items) = planned.items
+        for first, its_items in longer:
+            first.kernels[window].attend(q, out, kv, planned.pages, its_items[window], FIRST.value)
+        order, short = (SECOND if longer else ALONE).value, kind.kernels[window]
+        if planned.prefixes is None:
+            short.attend(q, out, kv, planned.pages, items[window], order)
+        else:
+            assert isinstance(short, Kernel), "short chunks are computed in Triton"
+            logs = q.new_empty(q.shape[:2], dtype=torch.float32)
+            short.attend(q, out, kv, planned.pages, items[window], order, logs=logs)
+            self._add_prefixes(q, (out, logs), kv, planned.prefixes)
         return out.flatten(1)
+
+    def _add_prefixes(
+        self,
+        q: torch.Tensor,
+        after: tuple[torch.Tensor, torch.Tensor],
+        kv: tuple[torch.Tensor, torch.Tensor],
+        prefixes: tuple[Shared, Items],
+    ) -> None:
+        """Joins the attention over the keys after shared prefixes, and its logarithms, with that over the prefixes."""
+        assert self._planned and self._prefixes
+        shared, items = prefixes
+        first = q.new_empty((len(shared.members), *q.shape[1:]), dtype=torch.float32)
+        logs = first.new_empty(first.shape[:2])
+        kernel = self._prefixes.kernels[0]
+        assert isinstance(kernel, Kernel)
+        kernel.attend(q, first, kv, self._planned.pages, items, members=shared.members, logs=logs)
+        merge(*after, first, logs, shared.members)
 
     def _kinds(self, batch: Batch) -> tuple[Kind, ...]:
         """Long chunks first if there may be any: there are few programs for them, and they take longest."""
@@ -102,6 +140,7 @@ class InvariantAttention(TritonAttention):
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
         super().__init__(shape, kv)
         kind = make_kind(shape, kv.layer(0)[0].device, LONG, (0, _ANY, 1, 1))
+        self._prefixes = None
         self._whole = Kind(replace(kind.cut, target=1), kind.kernels)
 
     def _kinds(self, batch: Batch) -> tuple[Kind, ...]:

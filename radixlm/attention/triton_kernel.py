@@ -5,7 +5,7 @@ through the items round robin; the last one to finish a tile's splits adds them 
 """
 
 # Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.
-# ruff: noqa: PLR0913, PLR0915
+# ruff: noqa: C901, PLR0913, PLR0915
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
@@ -51,14 +51,18 @@ class Workspace:
     counters: torch.Tensor
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["members"])
 def _attend_kernel(
-    q, keys, values, out, table, table_stride, records, count, sums, stats, counters, scale, softcap,
+    q, keys, values, out, members, logs, table, table_stride, records, count, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
+    MEMBERS: tl.constexpr, LOGS: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two."""
+    """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two.
+
+    If MEMBERS, tokens are places in `members`, which tells where their queries are. If LOGS, the logarithm (of base 2) of what
+    the weights of each token and head were divided by goes to `logs`.
+    """
     if ORDER == FIRST:
         await_previous(OVERLAP)
         release_next(OVERLAP)
@@ -78,7 +82,11 @@ def _attend_kernel(
         token = first_token + row // GROUP
         cell = ((token * KV_HEADS + head) * GROUP + row % GROUP)[:, None].to(tl.int64) * DIM + dim[None, :]
         inside = live[:, None] & (dim < DIM)[None, :]
-        query = tl.load(q + cell, mask=inside, other=0.0, cache_modifier=".cg")
+        source = cell
+        if MEMBERS:
+            member = tl.load(members + token, mask=live, other=0)
+            source = ((member * KV_HEADS + head) * GROUP + row % GROUP)[:, None].to(tl.int64) * DIM + dim[None, :]
+        query = tl.load(q + source, mask=inside, other=0.0, cache_modifier=".cg")
         at = position + row // GROUP
 
         peak = tl.full((ROWS,), LOWEST, tl.float32)
@@ -105,6 +113,8 @@ def _attend_kernel(
 
         if splits == 1:
             tl.store(out + cell, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+            if LOGS:
+                tl.store(logs + (token * KV_HEADS + head) * GROUP + row % GROUP, peak + tl.log2(total), mask=live)
         else:
             mine, origin = part * KV_HEADS + head, first * KV_HEADS + head
             tl.store(
@@ -115,8 +125,10 @@ def _attend_kernel(
             tl.debug_barrier()
             if tl.atomic_add(counters + origin, 1, sem="acq_rel") == splits - 1:
                 tl.store(counters + origin, 0)
-                result = _add_splits(sums, stats, origin, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
+                result, log = _add_splits(sums, stats, origin, splits, live, row, dim, KV_HEADS, ROWS, DIM_BLOCK)
                 tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
+                if LOGS:
+                    tl.store(logs + (token * KV_HEADS + head) * GROUP + row % GROUP, log, mask=live)
     # Only here: what the next kernel fetches ahead would delay the dependent loads of the last items.
     release_next(OVERLAP)
     if ORDER == SECOND:
@@ -185,7 +197,7 @@ def _attend(
 def _add_splits(
     sums, stats, first, splits, live, row, dim, KV_HEADS: tl.constexpr, ROWS: tl.constexpr, DIM_BLOCK: tl.constexpr
 ):
-    """The softmax over all splits of a tile, in their order."""
+    """The softmax over all splits of a tile, in their order, and the logarithm of its divisor."""
     peak = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
@@ -200,7 +212,7 @@ def _add_splits(
             place, mask=live[:, None], other=0.0, cache_modifier=".cg"
         )
         peak = new_peak
-    return acc / total[:, None]
+    return acc / total[:, None], peak + tl.log2(total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +247,21 @@ class Kernel:
         pages: Pages,
         items: Items,
         order: int = ALONE.value,
+        members: torch.Tensor | None = None,
+        logs: torch.Tensor | None = None,
     ) -> None:
-        """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
+        """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim].
+
+        With `members`, int32 [rows], token i of `out` and `logs` is token members[i] of q. `logs`, float32 [tokens, heads]: the
+        logarithms of the softmaxes' divisors go there.
+        """
         shape, variant, workspace = self.shape, self.variant, self.workspace
         _attend_kernel[(self.programs,)](
-            q, kv[0], kv[1], out, pages.table, pages.table.stride(0), items.records, items.count,
+            q, kv[0], kv[1], out, items.count if members is None else members, out if logs is None else logs,
+            pages.table, pages.table.stride(0), items.records, items.count,
             workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
             shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
-            variant.rows, variant.block, self.window, shape.softcap > 0, variant.num_stages, order,
+            variant.rows, variant.block, self.window, shape.softcap > 0, members is not None, logs is not None,
+            variant.num_stages, order,
             num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
         )  # fmt: skip

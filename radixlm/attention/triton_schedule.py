@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from radixlm.attention.api import Batch
+from radixlm.attention.api import Chunks
 from radixlm.ops.triton_launch import await_previous, launch_options, next_power
 
 FIELDS = tl.constexpr(16)
@@ -57,20 +57,21 @@ class Items:
 
 @triton.jit(
     do_not_specialize=["chunks", "capacity", "target", "min_blocks"],
-    do_not_specialize_on_alignment=["slots", "starts", "lengths", "offsets"],
+    do_not_specialize_on_alignment=["slots", "starts", "lengths", "offsets", "lows"],
 )
 def _schedule_kernel(
-    slots, starts, lengths, offsets, records, count, chunks, capacity, target, min_blocks,
+    slots, starts, lengths, offsets, lows, records, count, chunks, capacity, target, min_blocks,
     ABOVE: tl.constexpr, UPTO: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr, CHUNKS: tl.constexpr, ITEMS: tl.constexpr, OVERLAP: tl.constexpr,
+    WINDOW: tl.constexpr, CAUSAL: tl.constexpr, LOWS: tl.constexpr,
+    CHUNKS: tl.constexpr, ITEMS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """ITEMS records per program. Each program sums over all chunks again: there are few, and no second pass is needed."""
     await_previous(OVERLAP)  # and releases nobody: the plan is complete before any kernel after it starts
     chunk = tl.arange(0, CHUNKS)
     length = tl.load(lengths + chunk, mask=chunk < chunks, other=0)
-    tiles, blocks = _measure(
-        length, tl.load(starts + chunk, mask=chunk < chunks, other=0), ABOVE, UPTO, TILE, BLOCK, WINDOW
-    )
+    start = tl.load(starts + chunk, mask=chunk < chunks, other=0)
+    skipped = tl.load(lows + chunk, mask=chunk < chunks, other=0) if LOWS else tl.zeros_like(start)
+    tiles, blocks = _measure(length, start, skipped, ABOVE, UPTO, TILE, BLOCK, WINDOW, CAUSAL)
     share = tl.maximum(min_blocks, tl.cdiv(tl.sum(tiles * blocks, axis=0), target))
     splits = tl.maximum(1, (2 * blocks + share) // (2 * share))
     items = tiles * splits
@@ -87,13 +88,13 @@ def _schedule_kernel(
 
     length = tl.load(lengths + mine, mask=inside, other=0)
     start = tl.load(starts + mine, mask=inside, other=0)
-    tiles, blocks = _measure(length, start, ABOVE, UPTO, TILE, BLOCK, WINDOW)
+    low = tl.load(lows + mine, mask=inside, other=0) if LOWS else tl.zeros_like(start)
+    tiles, blocks = _measure(length, start, low, ABOVE, UPTO, TILE, BLOCK, WINDOW, CAUSAL)
     splits = tl.maximum(1, (2 * blocks + share) // (2 * share))
     # The last tile of a chunk first: it has the most keys, and long items should not be the last ones to start.
     begin = (tiles - 1 - (item - first_item) // splits) * TILE
     split = (item - first_item) % splits
-    high = start + tl.minimum(begin + TILE, length)
-    low = tl.zeros_like(high)
+    high = start + tl.minimum(begin + TILE, length) if CAUSAL else start
     if WINDOW > 0:
         low = tl.maximum(0, start + begin - WINDOW + 1) // BLOCK * BLOCK
     each = tl.cdiv(tl.cdiv(high - low, BLOCK), splits) * BLOCK
@@ -114,29 +115,40 @@ def _schedule_kernel(
 def _measure(
     length,
     start,
+    low,
     ABOVE: tl.constexpr,
     UPTO: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """Tiles of each chunk of this kind (0 for others), and the blocks of keys of its last tile."""
     mine = (length > ABOVE) & (length <= UPTO)
-    context = start + length
+    context = start + length - low if CAUSAL else start
     if WINDOW > 0:
         context = tl.minimum(context, WINDOW + TILE)
     return tl.where(mine, tl.cdiv(length, TILE), 0), tl.where(mine, tl.cdiv(context, BLOCK), 0)
 
 
-def schedule(batch: Batch, cut: Cut, window: int) -> Items:
-    """The items of one kind of chunk, for layers with this window (0 = none)."""
-    chunks, device = len(batch.slots), batch.slots.device
-    capacity = cut.max_items(chunks, len(batch.cells))
-    records = torch.empty((capacity, FIELDS.value), dtype=torch.int32, device=device)
-    count = torch.empty(1, dtype=torch.int32, device=device)
+def schedule(
+    chunks: Chunks, tokens: int, cut: Cut, window: int, lows: torch.Tensor | None = None, *, causal: bool = True
+) -> Items:
+    """The items of one kind of chunk of a step of so many tokens, for layers with this window (0 = none).
+
+    `lows` int32 [chunks]: keys before them are left out (then without windows). Not causal: the keys before a chunk's start
+    are seen by all of its tokens, and no others.
+    """
+    count, device = len(chunks.slots), chunks.slots.device
+    capacity = cut.max_items(count, tokens)
+    items = Items(
+        torch.empty((capacity, FIELDS.value), dtype=torch.int32, device=device),
+        torch.empty(1, dtype=torch.int32, device=device),
+    )
     _schedule_kernel[(triton.cdiv(capacity, _ITEMS),)](
-        batch.slots, batch.starts, batch.lengths, batch.offsets, records, count, chunks, capacity, cut.target, cut.min_blocks,
-        cut.above, cut.upto, cut.tile, cut.block, window, max(_MIN_CHUNKS, next_power(chunks)), _ITEMS,
-        num_warps=4, **launch_options(device),
+        chunks.slots, chunks.starts, chunks.lengths, chunks.offsets, chunks.starts if lows is None else lows,
+        items.records, items.count, count, capacity, cut.target, cut.min_blocks,
+        cut.above, cut.upto, cut.tile, cut.block, window, causal, lows is not None,
+        max(_MIN_CHUNKS, next_power(count)), _ITEMS, num_warps=4, **launch_options(device),
     )  # fmt: skip
-    return Items(records, count)
+    return items

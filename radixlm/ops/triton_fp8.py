@@ -47,7 +47,12 @@ class ScaledOps(TritonOps):
             return super().pack(weight, bias, gated=gated)
         sides, by_row = weight.weight.shape, weight.block[0] == 1
         multiple = _MULTIPLE if by_row else triton_blocks.BLOCK
-        if any(side % multiple for side in sides) or weight.block not in ((1, sides[1]), (multiple, multiple)):
+        suits = by_row or triton_blocks.works(weight.weight.device)
+        if (
+            not suits
+            or any(side % multiple for side in sides)
+            or weight.block not in ((1, sides[1]), (multiple, multiple))
+        ):
             return super().pack(weight.plain(), bias, gated=gated)
         return Fp8Weight(weight.weight, bias, weight.scale.flatten() if by_row else weight.scale)
 
@@ -57,8 +62,7 @@ class ScaledOps(TritonOps):
             return super().linear(x, weight)
         assert isinstance(weight, Fp8Weight), "the weight was packed by another table"
         if weight.scale.dim() == 2:
-            rounded = triton_blocks.round_groups(x)
-            return triton_blocks.multiply_blocks(rounded, (weight.weight, weight.scale), weight.bias, x.dtype)
+            return triton_blocks.multiply_blocks(x, weight.weight, weight.scale, weight.bias)
         if len(x) == 1 and _VECTOR.fits(*weight.weight.shape):
             return multiply_vector(x, weight.weight, weight.bias, _VECTOR, weight.scale)
         rounded, scale = round_rows(x)

@@ -63,7 +63,7 @@ UNTUNED: Choice = (None,) * len(ROW_BLOCKS)
 
 _REPEATS = 5
 _FINALISTS = 3  # of the candidates, measured again
-_LONG_MS = 100.0  # how long they run, and twice: large products lower a card's clock only after some time
+_LONG_MS = 50.0  # how long they run, and twice: large products lower a card's clock only after some time
 _COLD_BYTES = 256 << 20  # several times any L2 cache
 _MAX_COPIES = 64  # small weights stay in the cache in a real step too
 _NEIGHBOURS = (0.5, 0.75, 1.0, 1.5)  # of a row count: what the library offers for these is tried too

@@ -7,12 +7,12 @@ are captured when a size comes again, or while the engine has nothing else to do
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from radixlm.attention.api import AttentionBackend, Batch
+from radixlm.attention.api import AttentionBackend, Batch, Chunks, Shared
 from radixlm.device.cuda import Download, Upload
 from radixlm.models.decoder import Decoder
 from radixlm.ops.triton_step import greedy, prepare
@@ -22,7 +22,8 @@ from radixlm.runner.logprobs import RowScores
 from radixlm.runner.pooling import Pools, RowVector
 from radixlm.runner.prompts import Prompts, score_spans
 from radixlm.runner.sampler import Chosen, Rows, Sampler
-from radixlm.runner.staging import Columns, Size, lay_out, num_integers, split
+from radixlm.runner.sharing import NOBODY, Sharing, SharingFinder
+from radixlm.runner.staging import Columns, Size, lay_out, lay_out_sharing, num_integers, split
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
 from radixlm.sched.sampled import Masks, Sampled
@@ -83,8 +84,9 @@ class Sizes:
         if not self.graphs:
             return []
         rows = [n for n in DECODE_SIZES if n < self.max_running] + [self.max_running]
-        mixed = [n for n in MIXED_SIZES if n <= self.max_tokens]
-        return [Size(n, n, decode=True) for n in rows] + [Size(self.max_running, n, decode=False) for n in mixed]
+        decode = [Size(n, n, decode=True) for n in rows]
+        mixed = [Size(self.max_running, n, decode=False) for n in MIXED_SIZES if n <= self.max_tokens]
+        return [*decode, *mixed, *(replace(size, shared=True) for size in (*decode[1:], *mixed))]
 
 
 class CudaStep:
@@ -144,6 +146,7 @@ class CudaRunner:
         self._kv = kv
         self._prompts = Prompts()
         self._pools = Pools()
+        self._sharing = SharingFinder(kv.shape.page_size)
         self._graphs = Graphs(sizes.max_graph_tokens)
         self._batches: dict[Size, Batch] = {}
         self._covered = np.zeros(rows + 1, dtype=np.int32)
@@ -156,8 +159,10 @@ class CudaRunner:
             self._prompts.open(opened)
             self._pools.open(opened)
         self._set_pages(plan)
-        size = self._sizes.fit(plan)
-        self._stage(plan, size)
+        size, sharing = self._sizes.fit(plan), self._sharing.find(plan, self.tables)
+        if sharing and (shared := replace(size, shared=True)) in self._graphs:  # captured while there was nothing to do
+            size = shared
+        self._stage(plan, size, sharing)
         spans, pools = self._prompts.spans(plan), self._pools.of(plan)
         if spans or pools:
             self._body(size, whole=True)
@@ -240,11 +245,18 @@ class CudaRunner:
             page_table=self.tables.device_pages,
             page_size=self._kv.shape.page_size,
             max_length=1 if size.decode else size.tokens,
+            shared=self._shared(columns, size.chunks) if size.shared else None,
         )
 
-    def _stage(self, plan: Plan, size: Size) -> None:
+    def _shared(self, columns: Columns[torch.Tensor], chunks: int) -> Shared:
+        groups = Chunks(columns.group_slots, columns.group_starts, columns.group_lengths, columns.group_offsets)
+        return Shared(groups, columns.members[:chunks], columns.lows[:chunks])
+
+    def _stage(self, plan: Plan, size: Size, sharing: Sharing | None = None) -> None:
         columns = split(self._upload.open(), size, self._sizes.max_running)
         lay_out(plan, columns, self.tables, self._kv.shape)
+        if size.shared:
+            lay_out_sharing(sharing or NOBODY, plan, columns)
         self._attention.prepare(self._batch(size), columns.starts[: size.chunks], columns.lengths[: size.chunks])
         self._upload.send(self._integers, num_integers(size.tokens, self._sizes.max_running))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from radixlm.runner.kv import KVShape
+from radixlm.runner.sharing import MAX_GROUPS, Sharing
 from radixlm.runner.tables import Tables
 from radixlm.sched.plan import Plan
 from radixlm.types import IntArray
@@ -26,6 +27,7 @@ class Size:
     chunks: int
     tokens: int
     decode: bool
+    shared: bool = False  # whether rows share prefixes that are read once
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,23 @@ class Columns(Generic[Memory]):
     owners: Memory  # [tokens]: the slot
     positions: Memory  # [tokens]
     cells: Memory  # [tokens]
+    group_slots: Memory  # [MAX_GROUPS]: of rows that share a prefix: the slot of one of them
+    group_starts: Memory  # [MAX_GROUPS]: the prefix' length
+    group_lengths: Memory  # [MAX_GROUPS]: how many share it
+    group_offsets: Memory  # [MAX_GROUPS + 1]: where they begin in `members`
+    members: Memory  # [max chunks]: tokens of the step, -1 behind the last one
+    lows: Memory  # [max chunks]: the prefix of each chunk, 0 if it shares none
 
 
 def num_integers(tokens: int, max_chunks: int) -> int:
     """Integers of a step of so many tokens."""
-    return 6 * max_chunks + 1 + 4 * tokens
+    return 8 * max_chunks + 4 * tokens + 4 * MAX_GROUPS + 2
 
 
 def split(memory: Memory, size: Size, max_chunks: int) -> Columns[Memory]:
     """The fields in a buffer of at least `num_integers`. Those of chunks are at the same places for every size."""
     lengths = [max_chunks] * 5 + [max_chunks + 1] + [size.tokens] * 4
+    lengths += [MAX_GROUPS] * 3 + [MAX_GROUPS + 1] + [max_chunks] * 2
     ends = np.cumsum(lengths).tolist()
     return Columns(*(memory[end - length : end] for end, length in zip(ends, lengths)))
 
@@ -80,6 +89,19 @@ def lay_out(plan: Plan, out: Columns[IntArray], tables: Tables, shape: KVShape) 
         tables.pages[owners, pages] * np.int32(shape.page_size) + within,
         shape.scratch_page * shape.page_size,
     )
+
+
+def lay_out_sharing(sharing: Sharing, plan: Plan, out: Columns[IntArray]) -> None:  # hot
+    """Writes which rows share prefixes."""
+    ends = np.cumsum(sharing.sizes, dtype=np.int32)
+    _fill(out.group_slots, plan.slots[sharing.rows[ends - sharing.sizes]], 0)
+    _fill(out.group_starts, sharing.tokens, 0)
+    _fill(out.group_lengths, sharing.sizes, 0)
+    out.group_offsets[0] = 0
+    _fill(out.group_offsets[1:], ends, 0)
+    _fill(out.members, sharing.rows, -1)
+    out.lows.fill(0)
+    out.lows[sharing.rows] = np.repeat(sharing.tokens, sharing.sizes)
 
 
 def _fill(column: IntArray, values: IntArray, padding: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radixlm.attention.api import AttentionShape, Batch
+from radixlm.attention.api import AttentionShape, Batch, Chunks, Shared
 from radixlm.attention.reference import Reference
 from radixlm.attention.triton import InvariantAttention, TritonAttention
 from radixlm.attention.triton_schedule import Cut, schedule
@@ -200,7 +200,7 @@ def test_a_captured_step_follows_the_lengths_that_its_tensors_hold_at_replay() -
 @pytest.mark.parametrize("cut", [Cut(0, 4, 4, 16, 33, 1), Cut(4, 1 << 30, 32, 64, 7, 2)], ids=["short", "long"])
 def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], window: int, cut: Cut) -> None:
     batch, _ = step(chunks, 1)
-    items = schedule(batch, cut, window)
+    items = schedule(batch.chunks, len(batch.cells), cut, window)
     records = items.records[: int(items.count)].tolist()
     assert len(records) <= cut.max_items(len(chunks), len(batch.cells))
     covered: dict[tuple[int, int, int], list[int]] = {}
@@ -223,8 +223,44 @@ def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], win
 
 def test_long_rows_are_split_more_than_short_ones() -> None:
     batch, _ = step([(4000, 1), (100, 1), (100, 1)], 1)
-    items = schedule(batch, Cut(0, 1, 1, 16, 32, 1), 0)
+    items = schedule(batch.chunks, len(batch.cells), Cut(0, 1, 1, 16, 32, 1), 0)
     splits = {record[0]: record[6] for record in items.records[: int(items.count)].tolist()}
     rows = [splits[slot] for slot in batch.slots.tolist()]
     assert rows[0] > 20
     assert rows[1] == rows[2] == 1
+
+
+def share(batch: Batch, groups: list[tuple[list[int], int]], page_size: int) -> Batch:
+    """The step with the pages of each group's first chunk in all its tables, up to the prefix' length."""
+    lows, rows = torch.zeros(len(batch.slots), dtype=torch.int32), [row for members, _ in groups for row in members]
+    for members, tokens in groups:
+        leader = batch.slots[members[0]]
+        batch.page_table[batch.slots[members], : tokens // page_size] = batch.page_table[leader, : tokens // page_size]
+        lows[members] = tokens
+    sizes = [len(members) for members, _ in groups]
+    columns = ([int(batch.slots[members[0]]) for members, _ in groups], [tokens for _, tokens in groups], sizes)
+    slots, starts, lengths = (torch.tensor([*column, 0], dtype=torch.int32, device=DEVICE) for column in columns)
+    offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0).to(torch.int32)))
+    tokens = [*batch.offsets[rows].tolist(), *[-1] * 3]
+    members = torch.tensor(tokens, dtype=torch.int32, device=DEVICE)
+    return replace(batch, shared=Shared(Chunks(slots, starts, lengths, offsets), members, lows.to(DEVICE)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("heads", [(4, 2, 64), (8, 1, 128), (2, 1, 96)])
+def test_prefixes_that_rows_share_are_read_once_and_change_nothing(
+    dtype: torch.dtype, page_size: int, heads: tuple[int, int, int]
+) -> None:
+    chunks = [(100, 1), (64, 1), (130, 1), (70, 1), (96, 1), (300, 1), (97, 1), (40, 0), (20, 40)]
+    shape = llama(*heads)
+    batch, cells = step(chunks, page_size)
+    pool = Pool(cells, shape, dtype)
+    batch = share(batch, [([0, 2, 5], 96), ([1, 3], 64), ([4, 6], 48)], page_size)
+    backend, q = TritonAttention(shape, pool), normal_queries(len(batch.cells), shape, dtype)
+    backend.plan(batch)
+    expected = oracle_of(batch, shape, pool, q)
+    for _ in range(2):
+        assert worst_row_error(backend.run(q, 0), expected) < 1.5 * tolerance(dtype)
+    backend.plan(replace(batch, shared=None))
+    assert worst_row_error(backend.run(q, 0), expected) < tolerance(dtype)

@@ -7,14 +7,12 @@ import torch
 
 from radixlm.ops.scaled import FP8, Scaled
 from radixlm.ops.triton import TritonWeight
-from radixlm.ops.triton_blocks import BLOCK, TILES, Tile, multiply_blocks, round_groups
+from radixlm.ops.triton_blocks import BLOCK, multiply_blocks, round_groups, works
 from radixlm.ops.triton_fp8 import Fp8Ops, Fp8Weight, ScaledOps
-from tests.gpu.kernel_device import DEVICE, INTERPRETED, relative_error, worst_row_error
+from tests.gpu.kernel_device import DEVICE, INTERPRETED, relative_error, tolerance, worst_row_error
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
-EXACT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""What rounding the sums to the type explains, with room: the 8-bit numbers themselves are the same on both sides."""
 
 
 def weights(outs: int, size: int) -> Scaled:
@@ -57,31 +55,26 @@ def test_groups_of_a_row_are_rounded_by_their_largest(dtype: torch.dtype, rows: 
     assert (differ > 0).float().mean() < 0.02
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.outs} x {tile.rows}")
-@pytest.mark.parametrize("rows", [1, 16, 19] if INTERPRETED else [1, 16, 19, 50, 257, 2048])
+@pytest.mark.skipif(not works(DEVICE), reason="the product is for Hopper cards")
+@pytest.mark.parametrize("rows", [1, 16, 19, 50, 257, 2048])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products_equal_the_naive_ones(dtype: torch.dtype, tile: Tile, rows: int, with_bias: bool) -> None:
-    weight = weights(256, 384) if INTERPRETED else weights(1536, 2048)
-    x, bias = (
-        torch.randn(size, device=DEVICE).to(dtype) for size in ((rows, weight.weight.shape[1]), len(weight.weight))
-    )
-    numbers = rounded(x)
-    out = multiply_blocks(numbers, (weight.weight, weight.scale), bias if with_bias else None, dtype, tile)
+def test_products_equal_the_naive_ones(rows: int, with_bias: bool) -> None:
+    weight, dtype = weights(1536, 2048), torch.bfloat16
+    x, bias = (torch.randn(size, device=DEVICE).to(dtype) for size in ((rows, 2048), 1536))
+    out = multiply_blocks(x, weight.weight, weight.scale, bias if with_bias else None)
     assert out.dtype == dtype
-    assert worst_row_error(out, naive(numbers, weight) + (bias.double() if with_bias else 0)) < EXACT[dtype]
+    expected = naive(rounded(x), weight) + (bias.double() if with_bias else 0)
+    assert worst_row_error(out, expected) < 2 * tolerance(dtype)
 
 
 def test_the_table_keeps_blocks_that_suit_and_writes_out_others() -> None:
     ops, x = ScaledOps(), torch.randn(3, 256, device=DEVICE).to(DTYPES[0])
     whole, ragged = weights(128, 256), weights(200, 256)
-    for weight, kind in ((whole, Fp8Weight), (ragged, TritonWeight)):
+    for weight, kind in ((whole, Fp8Weight if works(DEVICE) else TritonWeight), (ragged, TritonWeight)):
         weight = Scaled(weight.weight, weight.scale, weight.block, DTYPES[0])
         for table in (ops, Fp8Ops()):
             packed = table.pack(weight, None)
             assert isinstance(packed, kind)
-            if INTERPRETED and kind is Fp8Weight:
-                continue
             assert relative_error(table.linear(x, packed), x.float() @ weight.plain().float().T) < 0.05
     plain = torch.randn(128, 256, device=DEVICE).to(DTYPES[0])
     assert isinstance(ops.pack(plain, None), TritonWeight), "what the checkpoint has in 16 bits stays so"
