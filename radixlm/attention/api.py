@@ -79,6 +79,11 @@ class KVStore(Protocol):
 class AttentionBackend(Protocol):
     """Causal attention of ragged chunks over the paged pool."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether `Batch.shared` spares this backend anything; if not, nobody need look for it."""
+        return False
+
     def prepare(self, batch: Batch, starts: IntArray, lengths: IntArray) -> None:
         """Before each step that is run, captured or replayed: its chunks as the host knows them, int32 [chunks].
 

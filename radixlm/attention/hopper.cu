@@ -8,10 +8,6 @@
 // Compiled at run time by hopper.py, which also says what the arguments are. Macros: KV_HEADS, GROUP (query heads per KV head),
 // HALF (1: float16, 0: bfloat16).
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
-
 constexpr int DIM = 128, ROWS = 128, BLOCK = 128, STAGES = 2, FIELDS = 16;
 constexpr int TILE_BYTES = BLOCK * DIM * 2, HALF_BYTES = BLOCK * 128;  // a tile is two halves of 64 dimensions, 128 bytes a row
 constexpr int QUERY_HALF_BYTES = 64 * 128;                             // the same for the 64 rows of one warpgroup
@@ -27,10 +23,6 @@ struct Item {
     int slot, first_token, tokens, position, low, high, splits, part, first;
 };
 
-struct alignas(64) TensorMap {  // CUtensorMap
-    u64 opaque[16];
-};
-
 struct Arguments {
     const u16 *q, *keys, *values;
     u16 *out;
@@ -42,12 +34,6 @@ struct Arguments {
     float scale;
     int page_size, window, first_of_two;
 };
-
-__device__ inline u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-__device__ inline void barrier_init(u64 *barrier, u32 count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count));
-}
 
 __device__ inline void barrier_arrive(u64 *barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
@@ -187,22 +173,11 @@ __device__ inline void fetch_all(
 
 // ---- multiplying
 
-#if HALF
-#define TYPE "f16"
-#else
-#define TYPE "bf16"
-#endif
-
-#define D8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define D64(d) D8(d, 0), D8(d, 8), D8(d, 16), D8(d, 24), D8(d, 32), D8(d, 40), D8(d, 48), D8(d, 56)
 #define OUTPUTS                                                                                                    \
     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
     "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
     "%56,%57,%58,%59,%60,%61,%62,%63}"
-
-// A descriptor of shared memory is a low word, address / 16 and the distance of column blocks, and a constant high word: 128-byte
-// swizzle, 1024 bytes between groups of eight rows. `shift` goes from one step of 16 to the next without leaving uniform registers.
-#define DESCRIBE(name, word, shift) ".reg .b32 " name "w; add.u32 " name "w, " word ", " shift "; .reg .b64 " name "; mov.b64 " name ", {" name "w, 1073741888};\n"
 
 // d [64 rows, 128] = or += a @ b.T, both in shared memory with 64 dimensions per row.
 template <int A_SHIFT, int B_SHIFT, int ADD> __device__ inline void multiply_shared(float (&d)[64], u32 a, u32 b) {
@@ -229,9 +204,7 @@ template <int LEFT> __device__ inline void multiply_wait(float (&d)[64]) {
 // Whatever is computed of these comes before what follows: the compiler would gladly do it after the next wait.
 __device__ inline void settle(float (&d)[64]) { asm volatile("" : D64(d)::"memory"); }
 
-// Low words of descriptors, the same for all lanes: of a tile read along its rows, and across them, where its halves are apart.
-__device__ inline u32 uniform(u32 x) { return __shfl_sync(0xffffffff, x, 0); }
-__device__ inline u32 along_rows(u32 address) { return uniform(1 << 16 | address >> 4); }
+// The low word of a descriptor of a tile read across its rows, where its halves are apart.
 __device__ inline u32 across_rows(u32 address) { return uniform(HALF_BYTES >> 4 << 16 | address >> 4); }
 
 template <int STEP = 0> __device__ inline void score(float (&scores)[64], u32 query, u32 key) {
@@ -255,12 +228,6 @@ __device__ inline float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-__device__ inline u32 pack(float low, float high) {
-    u32 both;
-    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
 }
 
 __device__ inline float quad_max(float x) {

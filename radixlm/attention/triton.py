@@ -73,6 +73,11 @@ class TritonAttention(AttentionBackend):
         self._prefixes = None if any(shape.window) else make_kind(shape, device, LONG, (0, _ANY, *_SETTINGS[LONG]))
         self._planned: _Planned | None = None
 
+    @property
+    def shares(self) -> bool:
+        """Only where no layer has a window."""
+        return self._prefixes is not None
+
     def plan(self, batch: Batch) -> None:  # hot
         """Launches the cutting of this step's chunks into items."""
         kinds, tokens, prefixes, lows = self._kinds(batch), len(batch.cells), None, None
@@ -106,19 +111,15 @@ class TritonAttention(AttentionBackend):
             assert isinstance(short, Kernel), "short chunks are computed in Triton"
             logs = q.new_empty(q.shape[:2], dtype=torch.float32)
             short.attend(q, out, kv, planned.pages, items[window], order, logs=logs)
-            self._add_prefixes(q, (out, logs), kv, planned.prefixes)
+            self._add_prefixes(q, (out, logs), kv)
         return out.flatten(1)
 
     def _add_prefixes(
-        self,
-        q: torch.Tensor,
-        after: tuple[torch.Tensor, torch.Tensor],
-        kv: tuple[torch.Tensor, torch.Tensor],
-        prefixes: tuple[Shared, Items],
+        self, q: torch.Tensor, after: tuple[torch.Tensor, torch.Tensor], kv: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         """Joins the attention over the keys after shared prefixes, and its logarithms, with that over the prefixes."""
-        assert self._planned and self._prefixes
-        shared, items = prefixes
+        assert self._planned and self._planned.prefixes and self._prefixes
+        shared, items = self._planned.prefixes
         first = q.new_empty((len(shared.members), *q.shape[1:]), dtype=torch.float32)
         logs = first.new_empty(first.shape[:2])
         kernel = self._prefixes.kernels[0]

@@ -15,6 +15,7 @@ import torch
 
 from radixlm.errors import StartError
 
+_COMMON = Path(__file__).with_name("hopper.cuh")
 _MAX_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _SWIZZLE_128, _PROMOTE_256 = 3, 3  # of CUtensorMapSwizzle and CUtensorMapL2promotion
 _CLUSTER, _OVERLAP = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION and _PROGRAMMATIC_STREAM_SERIALIZATION
@@ -87,7 +88,7 @@ def _aligned_map() -> TensorMap:
 
 
 def compile_source(source: Path, macros: Mapping[str, int]) -> bytes:
-    """Machine code for the current device. Raises StartError with the compiler's words."""
+    """Machine code of the source, behind `hopper.cuh`, for the current device. Raises StartError with the compiler's words."""
     major, minor = torch.cuda.get_device_capability()
     options = [
         f"--gpu-architecture=sm_{major}{minor}a",
@@ -95,7 +96,7 @@ def compile_source(source: Path, macros: Mapping[str, int]) -> bytes:
         *(f"-D{name}={value}" for name, value in macros.items()),
     ]
     library, program = _nvrtc(), ctypes.c_void_p()
-    text, name = source.read_bytes(), source.name.encode()
+    text, name = b"\n".join((_COMMON.read_bytes(), b"#line 1", source.read_bytes())), source.name.encode()
     check(library.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None), "nvrtcCreateProgram")
     encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     if library.nvrtcCompileProgram(program, len(options), encoded):

@@ -8,10 +8,6 @@
 // Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), TILE_ROWS (64 or 128 of x), TILE_OUT (128 or
 // 256 of the weight), STAGES, SLABS (of 64 columns in a stage), SPLIT, MULTICAST, GATED (gate rows of the weight, then as many up).
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
-
 constexpr int SLAB = 64;                                                   // columns that lie together: 128 bytes a row
 constexpr int GROUP_OUT = TILE_ROWS == 64 ? TILE_OUT / 2 : TILE_OUT;       // weight rows that one warpgroup multiplies
 constexpr int PART = GROUP_OUT / 2, PARTS = TILE_OUT / PART;               // weight rows that are fetched at once
@@ -25,20 +21,10 @@ struct Barriers {
     u64 full[STAGES], empty[STAGES], shares;
 };
 
-struct alignas(64) TensorMap {  // CUtensorMap
-    u64 opaque[16];
-};
-
 struct Arguments {
     u16 *y;
     int rows, out, blocks, row_tiles, out_tiles;  // out: of y; blocks: stages of all columns
 };
-
-__device__ inline u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-__device__ inline void barrier_init(u64 *barrier, u32 count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count));
-}
 
 __device__ inline void barrier_expect(u64 *barrier, u32 bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
@@ -149,22 +135,12 @@ __device__ inline void fetch_all(
 
 // ---- multiplying
 
-#if HALF
-#define TYPE "f16"
-#else
-#define TYPE "bf16"
-#endif
-
-#define D8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define D32(d, i) D8(d, i), D8(d, i + 8), D8(d, i + 16), D8(d, i + 24)
 #define N32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define N64 N32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define N128 N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
     "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-// A descriptor of shared memory is a low word, address / 16, and a constant high word: 128-byte swizzle, 1024 bytes between groups
-// of eight rows. `shift` goes from one step of 16 columns to the next.
-#define DESCRIBE(name, word, shift) ".reg .b32 " name "w; add.u32 " name "w, " word ", " shift "; .reg .b64 " name "; mov.b64 " name ", {" name "w, 1073741888};\n"
 #define MULTIPLY(shape, outputs, a, b, add, shift) \
     "{ .reg .pred p; setp.ne.b32 p, " add ", 0;\n" DESCRIBE("a", a, shift) DESCRIBE("b", b, shift) \
     "wgmma.mma_async.sync.aligned.m64n" shape "k16.f32." TYPE "." TYPE " {" outputs "}, a, b, p, 1, 1, 0, 0; }"
@@ -184,15 +160,6 @@ template <int SHIFT> __device__ inline void multiply(float (&d)[32], u32 a, u32 
 __device__ inline void settle(float (&d)[NUM]) {
 #pragma unroll
     for (int i = 0; i < NUM; i += 32) asm volatile("" : D32(d, i)::"memory");
-}
-
-__device__ inline u32 uniform(u32 x) { return __shfl_sync(0xffffffff, x, 0); }
-__device__ inline u32 along_rows(u32 address) { return uniform(1 << 16 | address >> 4); }
-
-__device__ inline u32 pack(float low, float high) {
-    u32 both;
-    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
 }
 
 __device__ inline float2 unpack(u32 both) {

@@ -79,14 +79,15 @@ class Sizes:
         """Decode or sampling rows with their padding."""
         return min(DECODE_SIZES[bisect.bisect_left(DECODE_SIZES, count)], max(count, self.max_running))
 
-    def all(self) -> list[Size]:
-        """Every size worth a graph, most useful first."""
+    def all(self, *, shares: bool) -> list[Size]:
+        """Every size worth a graph, most useful first; with those of steps whose rows share prefixes if attention uses that."""
         if not self.graphs:
             return []
         rows = [n for n in DECODE_SIZES if n < self.max_running] + [self.max_running]
         decode = [Size(n, n, decode=True) for n in rows]
         mixed = [Size(self.max_running, n, decode=False) for n in MIXED_SIZES if n <= self.max_tokens]
-        return [*decode, *mixed, *(replace(size, shared=True) for size in (*decode[1:], *mixed))]
+        shared = (replace(size, shared=True) for size in (*decode[1:], *mixed))
+        return [*decode, *mixed, *(shared if shares else ())]
 
 
 class CudaStep:
@@ -159,7 +160,8 @@ class CudaRunner:
             self._prompts.open(opened)
             self._pools.open(opened)
         self._set_pages(plan)
-        size, sharing = self._sizes.fit(plan), self._sharing.find(plan, self.tables)
+        size = self._sizes.fit(plan)
+        sharing = self._sharing.find(plan, self.tables) if self._attention.shares else None
         if sharing and (shared := replace(size, shared=True)) in self._graphs:  # captured while there was nothing to do
             size = shared
         self._stage(plan, size, sharing)
@@ -187,7 +189,7 @@ class CudaRunner:
     @torch.inference_mode()
     def idle(self) -> bool:
         """Captures one graph that is missing; False if none is."""
-        for size in self._sizes.all():
+        for size in self._sizes.all(shares=self._attention.shares):
             if size not in self._graphs:
                 self._stage(NOTHING, size)  # nobody's chunks: it may run any number of times
                 self._graphs.prepare(size, lambda size=size: self._body(size))
