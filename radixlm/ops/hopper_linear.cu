@@ -23,7 +23,7 @@ struct Barriers {
 
 struct Arguments {
     u16 *y;
-    int rows, out, blocks, row_tiles, out_tiles;  // out: of y; blocks: stages of all columns
+    int rows, fetched, out, blocks, row_tiles, out_tiles;  // fetched: rows of x in a tile; out: of y; blocks: stages of all columns
 };
 
 __device__ inline void barrier_expect(u64 *barrier, u32 bytes) {
@@ -115,8 +115,9 @@ __device__ inline void fetch_all(
     bool waited = false;
     for (Work work(a, rank); work.tile < work.tiles; work.tile += work.step) {
         const int count = work.end - work.begin, early = waited ? 0 : min(count, STAGES);
+        const u32 bytes = SLABS * (a.fetched * 128 + WEIGHT_BYTES);
         for (int i = 0; i < early; i++) {
-            barrier_expect(&barriers->full[i], STAGE_BYTES);
+            barrier_expect(&barriers->full[i], bytes);
             fetch_weight(a, weight_map, work.out_tile(), work.begin + i, stages + i * STAGE_BYTES, &barriers->full[i], rank);
         }
         if (!waited) asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -125,7 +126,7 @@ __device__ inline void fetch_all(
             const u32 stage = turn % STAGES, to = stages + stage * STAGE_BYTES;
             if (i >= early) {
                 barrier_wait(&barriers->empty[stage], (turn / STAGES & 1) ^ 1);
-                barrier_expect(&barriers->full[stage], STAGE_BYTES);
+                barrier_expect(&barriers->full[stage], bytes);
                 fetch_weight(a, weight_map, work.out_tile(), work.begin + i, to, &barriers->full[stage], rank);
             }
             fetch_x(x_map, work.row_tile(rank), work.begin + i, to, &barriers->full[stage]);
@@ -253,7 +254,7 @@ __device__ inline void release(Barriers *barriers, u32 stage, int lane) {
 }
 
 // Sums of the tile's columns that are this program's, [rows, GROUP_OUT] of each warpgroup. With many rows one warpgroup is a
-// stage ahead of the other, so that one still multiplies while the other stores: 1 % of a step of 2,048 tokens.
+// stage ahead of the other, so that one still multiplies while the other stores: 1 % of a step of 2,048 tokens. Takes two stages.
 __device__ inline void multiply_tile(float (&acc)[NUM], u32 stages, Barriers *barriers, int group, int lane, int count, u32 &turn) {
     for (int i = 0; i < count; i++, turn++) {
         if (MULTICAST > 1 && turn == 1 - group) asm volatile("bar.sync 1, 256;" ::: "memory");

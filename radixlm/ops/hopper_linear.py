@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         ("y", ctypes.c_void_p),
-        *((name, ctypes.c_int) for name in ("rows", "out", "blocks", "row_tiles", "out_tiles")),
+        *((name, ctypes.c_int) for name in ("rows", "fetched", "out", "blocks", "row_tiles", "out_tiles")),
     )
 
 
@@ -43,7 +45,10 @@ class Variant:
         out = weight.shape[0] // 2 if gated else weight.shape[0]
         if self.split > self.tile_out * (self.tile_rows // 64) // (32 if gated else 16) or self.split > _MAX_SPLIT:
             return False
-        return out % outputs == 0 and weight.shape[1] % (_SLAB * self.slabs * self.split) == 0
+        stages, rest = divmod(weight.shape[1], _SLAB * self.slabs * self.split)
+        return (
+            out % outputs == 0 and rest == 0 and stages >= self.multicast
+        )  # where rows are many one warpgroup is a stage ahead
 
     @property
     def _stage_bytes(self) -> int:
@@ -74,18 +79,34 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: 
     programs = -(-row_tiles // variant.multicast) * variant.multicast * out_tiles * variant.split
     if variant.split == 1:
         programs = min(programs, num_processors(x.device) // variant.multicast * variant.multicast)
+    fetched = min(rows, variant.tile_rows)
     maps = (
-        tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, variant.tile_rows)),
+        tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, fetched)),
         tensor_map(weight.data_ptr(), weight.dtype, (depth, len(weight)), (_SLAB, variant.part)),
     )
-    arguments = _Arguments(y.data_ptr(), rows, out, depth // (_SLAB * variant.slabs), row_tiles, out_tiles)
+    arguments = _Arguments(y.data_ptr(), rows, fetched, out, depth // (_SLAB * variant.slabs), row_tiles, out_tiles)
     kernel(variant, x.dtype, gated=gated).launch(programs, arguments, *maps)
     return y
 
 
+def load(variants: Iterable[Variant], dtype: torch.dtype, *, gated: bool) -> None:
+    """So that none of these is compiled in mid-traffic. Each takes half a second, all together not much more."""
+    wanted = set(variants)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda variant: _image(variant, dtype, gated), wanted))
+    for variant in wanted:
+        kernel(variant, dtype, gated=gated)
+
+
 @functools.cache
 def kernel(variant: Variant, dtype: torch.dtype, *, gated: bool) -> Function:
-    """Compiled when it is first asked for, which takes half a second."""
+    """Compiled when it is first asked for."""
+    image, cluster = _image(variant, dtype, gated), variant.split * variant.multicast
+    return Function(image, "multiply_tiles", _THREADS, variant.shared_bytes, cluster=cluster)
+
+
+@functools.cache
+def _image(variant: Variant, dtype: torch.dtype, gated: bool) -> bytes:
     macros = {
         "HALF": int(dtype == torch.float16),
         "TILE_ROWS": variant.tile_rows,
@@ -96,6 +117,4 @@ def kernel(variant: Variant, dtype: torch.dtype, *, gated: bool) -> Function:
         "MULTICAST": variant.multicast,
         "GATED": int(gated),
     }
-    image = compile_source(Path(__file__).with_suffix(".cu"), macros)
-    cluster = variant.split * variant.multicast
-    return Function(image, "multiply_tiles", _THREADS, variant.shared_bytes, cluster=cluster)
+    return compile_source(Path(__file__).with_suffix(".cu"), macros)

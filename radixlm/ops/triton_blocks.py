@@ -18,9 +18,10 @@ from radixlm.ops.triton_launch import follow, launch_options
 
 BLOCK = 128
 
+COLUMNS = 4 * BLOCK
+"""The library takes scales by four: with other numbers of blocks in a row it reads wrong ones, and says nothing."""
+
 _GROUPS = 8  # per program of the rounding
-
-
 _MULTIPLE = 8  # of rows, as the library wants them
 
 
@@ -57,7 +58,7 @@ def round_groups(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def multiply_blocks(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """x [rows, in] -> [rows, out]; weight E4M3 [out, in], both multiples of 128, scale float32 [out / 128, in / 128]."""
+    """x [rows, in] -> [rows, out]; weight E4M3 [out, in], multiples of 128 and of COLUMNS, scale float32 [out / 128, in / 128]."""
     rows = len(x)
     if rows % _MULTIPLE:
         x = F.pad(x, (0, 0, 0, -rows % _MULTIPLE))

@@ -47,7 +47,7 @@ class ScaledOps(TritonOps):
             return super().pack(weight, bias, gated=gated)
         sides, by_row = weight.weight.shape, weight.block[0] == 1
         multiple = _MULTIPLE if by_row else triton_blocks.BLOCK
-        suits = by_row or triton_blocks.works(weight.weight.device)
+        suits = by_row or (triton_blocks.works(weight.weight.device) and sides[1] % triton_blocks.COLUMNS == 0)
         if (
             not suits
             or any(side % multiple for side in sides)

@@ -30,8 +30,10 @@ from radixlm.ops.triton_products import Kernel, multiply, suits
 
 _T = TypeVar("_T")
 
-ROW_BLOCKS = (1, 32, 64, 96, 128, 256, 2048)
-"""Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
+ROW_BLOCKS = (1, 32, 64, 96, 128, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
+"""Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last.
+
+Above 256 tiles fit some counts well and others badly: at 320 rows the best for 2,048 take up to three times as long as others."""
 
 Choice = tuple[Kernel, ...]
 """The kernel for each of ROW_BLOCKS."""
@@ -47,7 +49,12 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-VARIANTS = {64: Variant(64, 128, 4, 2), 128: Variant(128, 128, 6), 2048: Variant(128, 256, 4, multicast=2)}
+VARIANTS = {
+    64: Variant(64, 128, 4, 2),
+    128: Variant(128, 128, 6),
+    1024: Variant(128, 256, 4),
+    2048: Variant(128, 256, 4, multicast=2),
+}
 """The same for `hopper_linear`, each for row counts up to its key. Few tiles are split."""
 
 MIN_PROGRAMS = 64
@@ -85,14 +92,17 @@ class Tuner:
         if name not in self._choices:
             self._choices[name] = measure(weight, gated=gated)
             _write(self._path, self._choices)
-        for kernel in self._choices[name]:
-            if isinstance(kernel, Variant):  # not in mid-traffic
-                hopper_linear.kernel(kernel, weight.dtype, gated=gated)
+        chosen = (kernel for kernel in self._choices[name] if isinstance(kernel, Variant))
+        hopper_linear.load(chosen, weight.dtype, gated=gated)
         return self._choices[name]
 
 
 def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     """The fastest of everything."""
+    own_kernels = (_variant(weight, rows, gated=gated) for rows in ROW_BLOCKS[1:])
+    if hopper_linear.works(weight.device):
+        fit = (kernel for kernel in own_kernels if kernel.suits(weight, gated=gated))
+        hopper_linear.load(fit, weight.dtype, gated=gated)
     weights = [weight, *(weight.clone() for _ in range(min(_MAX_COPIES, _COLD_BYTES // weight.nbytes)))]
     return tuple(_fastest(weights, rows, gated=gated) for rows in ROW_BLOCKS)
 
@@ -117,7 +127,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     def fastest(kernels: Iterable[Kernel]) -> tuple[float, Kernel]:
         fit = [kernel for kernel in kernels if suits(weights[0], kernel, rows, gated=gated)]
         finalists, ms = sorted(fit, key=lambda kernel: took_us(kernel, 0.0))[:_FINALISTS], 0.0
-        if rows > MAX_HEAD_ROWS:
+        if rows == ROW_BLOCKS[-1]:
             ms = _LONG_MS
             for kernel in finalists:
                 took_us(kernel, ms)
@@ -145,7 +155,8 @@ def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
 def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
     if not cublaslt.version():
         return ()
-    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in _NEIGHBOURS)
+    parts = _NEIGHBOURS if rows in (256, ROW_BLOCKS[-1]) else (1.0,)
+    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in parts)
     return dict.fromkeys(offer for shape in shapes for offer in cublaslt.offers(shape))
 
 

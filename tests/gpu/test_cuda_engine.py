@@ -193,14 +193,18 @@ def test_8_bits_keep_first_tokens_where_they_are_not_close(model, options):
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="8-bit products need a newer card"
 )
 @pytest.mark.parametrize("kind", ["blocks larger than the weights", "rows"])
-def test_an_8_bit_checkpoint_stays_in_8_bits_and_gives_the_tokens_of_the_same_written_out(tmp_path, kind):
-    """Rounded activations part many answers of random weights; by chance not one first token in a hundred would be the same."""
-    write(tmp_path, kind, "llama", **SIZES | {"hidden_size": 256, "intermediate_size": 384})
-    asked, options = requests(), {"device": "cuda", "dtype": "bfloat16", "idle": True}
-    kept, written_out = (answers(str(tmp_path), asked, **options, **ops) for ops in ({}, {"ops": "triton"}))
-    runner, info = create_runner(Config(**BASE | {"model": str(tmp_path), "device": "cuda", "dtype": "bfloat16"}))
+def test_an_8_bit_checkpoint_stays_in_8_bits_and_scores_prompts_as_the_same_written_out(tmp_path, kind):
+    write(tmp_path, kind, "llama", **SIZES | {"hidden_size": 512, "intermediate_size": 640})
+    base = BASE | {"model": str(tmp_path), "device": "cuda", "dtype": "bfloat16"}
+    runner, info = create_runner(Config(**base))
     runner.close()
     assert info.ops == "triton_scaled"
-    assert all(len(one) == len(other) for one, other in zip(kept, written_out, strict=True))
-    same = [one[0] == other[0] for one, other in zip(kept, written_out, strict=True)]
-    assert sum(same) > 0.25 * len(same)
+    scoring = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    asked, found = [(prompt, scoring) for prompt, _ in requests()], []
+    for ops in ({}, {"ops": "triton"}):
+        with Whole(Config(**base, **ops), prepare=True) as engine:
+            answers = engine.ask(*asked)
+        assert all(len(answer.tokens) == 4 for answer in answers)
+        found.append(torch.tensor([answer.scores[i].logprob for answer in answers for i in sorted(answer.scores)]))
+    error, spread = (found[0] - found[1]).abs().mean(), found[1].std()
+    assert error < 0.3 * spread, f"{error:.3f} of {spread:.3f}"  # of unrelated scores 1.1; bfloat16 alone costs 0.05

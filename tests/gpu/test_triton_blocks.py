@@ -58,9 +58,10 @@ def test_groups_of_a_row_are_rounded_by_their_largest(dtype: torch.dtype, rows: 
 @pytest.mark.skipif(not works(DEVICE), reason="the product is for Hopper cards")
 @pytest.mark.parametrize("rows", [1, 16, 19, 50, 257, 2048])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products_equal_the_naive_ones(rows: int, with_bias: bool) -> None:
-    weight, dtype = weights(1536, 2048), torch.bfloat16
-    x, bias = (torch.randn(size, device=DEVICE).to(dtype) for size in ((rows, 2048), 1536))
+@pytest.mark.parametrize("columns", [512, 2048, 2560])
+def test_products_equal_the_naive_ones(rows: int, with_bias: bool, columns: int) -> None:
+    weight, dtype = weights(1536, columns), torch.bfloat16
+    x, bias = (torch.randn(size, device=DEVICE).to(dtype) for size in ((rows, columns), 1536))
     out = multiply_blocks(x, weight.weight, weight.scale, bias if with_bias else None)
     assert out.dtype == dtype
     expected = naive(rounded(x), weight) + (bias.double() if with_bias else 0)
@@ -68,9 +69,10 @@ def test_products_equal_the_naive_ones(rows: int, with_bias: bool) -> None:
 
 
 def test_the_table_keeps_blocks_that_suit_and_writes_out_others() -> None:
-    ops, x = ScaledOps(), torch.randn(3, 256, device=DEVICE).to(DTYPES[0])
-    whole, ragged = weights(128, 256), weights(200, 256)
-    for weight, kind in ((whole, Fp8Weight if works(DEVICE) else TritonWeight), (ragged, TritonWeight)):
+    ops, kept = ScaledOps(), Fp8Weight if works(DEVICE) else TritonWeight
+    shapes = {(128, 512): kept, (200, 512): TritonWeight, (128, 256): TritonWeight, (128, 384): TritonWeight}
+    for (outs, size), kind in shapes.items():
+        weight, x = weights(outs, size), torch.randn(3, size, device=DEVICE).to(DTYPES[0])
         weight = Scaled(weight.weight, weight.scale, weight.block, DTYPES[0])
         for table in (ops, Fp8Ops()):
             packed = table.pack(weight, None)

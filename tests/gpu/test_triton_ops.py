@@ -120,8 +120,9 @@ def test_a_hopper_product_is_right(dtype: torch.dtype, variant: Variant, rows: i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 40, 200])
-def test_a_gated_product_is_the_gated_product(dtype: torch.dtype, rows: int) -> None:
-    x, weight = normal(rows, 256, dtype=dtype), normal(512, 256, dtype=dtype) / 16
+@pytest.mark.parametrize("columns", [64, 128, 256])  # of one, two and more stages
+def test_a_gated_product_is_the_gated_product(dtype: torch.dtype, rows: int, columns: int) -> None:
+    x, weight = normal(rows, columns, dtype=dtype), normal(512, columns, dtype=dtype) / 16
     expected = ORACLE.silu_mul(x.float() @ weight.float().T)
     assert relative_error(OPS.gated(x, OPS.pack(weight, None, gated=True)), expected) < tolerance(dtype)
 
