@@ -4,22 +4,22 @@
  */
 #include "vec.h"
 
-#define TASK_ELEMENTS 16384 /* of one task */
-#define ALONE_ELEMENTS 32768 /* so few are not shared: the other thread would fetch them from this one's cache first */
+#define TASK_ELEMENTS 16384 /* of one task, at most */
+#define ALONE_ELEMENTS 8192 /* so few are not shared: the other thread would fetch them from this one's cache first */
 
 struct range {
     long begin, end;
 };
 
-static long task_rows(long rows, long width) {
-    if (rows * width <= ALONE_ELEMENTS) return rows ? rows : 1;
-    return width < TASK_ELEMENTS ? TASK_ELEMENTS / width : 1;
+/* An even number, so that two threads have half of them each. */
+static long tasks_for(long rows, long width) {
+    long pairs = (rows * width + 2 * TASK_ELEMENTS - 1) / (2 * TASK_ELEMENTS);
+    return rows * width <= ALONE_ELEMENTS ? 1 : 2 * pairs < rows ? 2 * pairs : rows;
 }
-static long tasks_for(long rows, long width) { return (rows + task_rows(rows, width) - 1) / task_rows(rows, width); }
 
 static struct range rows_of(long task, long rows, long width) {
-    long begin = task * task_rows(rows, width), end = begin + task_rows(rows, width);
-    return (struct range){begin, end < rows ? end : rows};
+    long tasks = tasks_for(rows, width);
+    return (struct range){rows * task / tasks, rows * (task + 1) / tasks};
 }
 
 INLINE long lanes_left(long i, long n) { return n - i < LANES ? n - i : LANES; }
@@ -31,8 +31,9 @@ INLINE void norm_row(const char *x, char *residual, const char *weight, char *ou
         long count = lanes_left(i, n);
         vf v = load(at(x, i, dtype), count, dtype);
         if (residual) {
-            v = rounded(v + load(at(residual, i, dtype), count, dtype), dtype);
+            v += load(at(residual, i, dtype), count, dtype);
             store(at(residual, i, dtype), v, count, dtype);
+            v = rounded(v, dtype);
         }
         squares += v * v;
     }
@@ -88,8 +89,9 @@ INLINE void rotate(const char *x, char *out, const float *cos_sin, long half, in
         long count = lanes_left(i, half);
         vf c = load(cos_sin + i, count, F32), s = load(cos_sin + half + i, count, F32);
         vf a = load(at(x, i, dtype), count, dtype), b = load(at(x, half + i, dtype), count, dtype);
-        store(at(out, i, out_dtype), rounded(a * c - b * s, dtype), count, out_dtype);
-        store(at(out, half + i, out_dtype), rounded(b * c + a * s, dtype), count, out_dtype);
+        vf low = a * c - b * s, high = b * c + a * s;
+        store(at(out, i, out_dtype), dtype == out_dtype ? low : rounded(low, dtype), count, out_dtype);
+        store(at(out, half + i, out_dtype), dtype == out_dtype ? high : rounded(high, dtype), count, out_dtype);
     }
 }
 
