@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from radixlm.engine.streams import pooled
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull, TooManyRequests
 from radixlm.messages import (
     AbortedLabelled,
@@ -182,10 +181,6 @@ class FakeEngine:
                     return
         finally:
             self.abort(request.key)
-
-    async def embed(self, request: Request) -> tuple[bytes, Ended]:
-        """As `Engine.embed`."""
-        return await pooled(self.generate(request))
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""

@@ -48,24 +48,15 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Chunks):
     """One step on the device. Row i is chunk i of the plan. All index tensors are int32."""
 
-    slots: torch.Tensor  # [chunks]
-    starts: torch.Tensor  # [chunks]
-    lengths: torch.Tensor  # [chunks]
-    offsets: torch.Tensor  # [chunks + 1]: chunk i holds tokens offsets[i] .. offsets[i + 1]
     positions: torch.Tensor  # [tokens]
     cells: torch.Tensor  # [tokens]: where each token's key and value go
     page_table: torch.Tensor  # [slots, pages per sequence]: the whole table; read row slots[i] for chunk i
     page_size: int
     max_length: int  # longest chunk, a host number
     shared: Shared | None = None
-
-    @property
-    def chunks(self) -> Chunks:
-        """The chunks alone."""
-        return Chunks(self.slots, self.starts, self.lengths, self.offsets)
 
 
 class KVStore(Protocol):

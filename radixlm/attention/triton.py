@@ -89,7 +89,7 @@ class TritonAttention(AttentionBackend):
             (
                 kind,
                 {
-                    window: schedule(batch.chunks, tokens, kind.cut, window, lows if kind is kinds[-1] else None)
+                    window: schedule(batch, tokens, kind.cut, window, lows if kind is kinds[-1] else None)
                     for window in kind.kernels
                 },
             )

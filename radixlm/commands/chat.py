@@ -143,8 +143,6 @@ def read_message() -> str | None:
         lines = [input("> " if sys.stdin.isatty() else "")]
         while sys.stdin.isatty() and select.select([sys.stdin], [], [], _PASTE_GAP_S)[0]:
             lines.append(input())
-    except EOFError:
-        return None
-    except KeyboardInterrupt:
+    except (EOFError, KeyboardInterrupt):
         return None
     return "\n".join(lines).strip()

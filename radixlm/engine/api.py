@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
-from radixlm.messages import Command, Ended, EngineInfo, Outputs
+from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.types import Request
 
 
@@ -19,13 +19,6 @@ class Engine(Protocol):
         """Frames of this request alone; the last one has exactly one entry in `ended`. Closing the iterator aborts.
 
         Raises QueueFull, NotReady or EngineDied when the request cannot be taken or its engine is lost.
-        """
-        ...
-
-    async def embed(self, request: Request) -> tuple[bytes, Ended]:
-        """(the vector of a request with `pooling`, as `Pooled.vector` has it, or nothing; its terminal event).
-
-        Raises as `generate`. Cancelling aborts.
         """
         ...
 

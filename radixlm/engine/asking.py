@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict, cast
 
 import msgspec
 
 from radixlm.engine.typed import Kind
-from radixlm.engine.validate import Chat, GenerateRequest
+from radixlm.engine.validate import Chat, GenerateRequest, show
 from radixlm.errors import InvalidRequest
 from radixlm.options import nearest
 from radixlm.text.template import ChatOptions
@@ -33,15 +33,10 @@ class Options(TypedDict, total=False):
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """A list of prompts, and whether one was given alone: text, a list of ids, or a list of messages.
-
-    Raises InvalidRequest for what is neither.
-    """
-    if not isinstance(prompts, Sequence):
-        raise InvalidRequest(
-            f"prompts is {prompts!r}; a prompt is text, a list of token ids or a list of messages", param="prompts"
-        )
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | dict)):
+    """A list of prompts, and whether one was given alone: text, a list of ids, or a list of messages."""
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+        return [prompts], True
+    if prompts and not isinstance(prompts[0], Sequence):
         return [cast(Prompt, prompts)], True
     return list(cast(Sequence[Prompt], prompts)), False
 
@@ -49,7 +44,8 @@ def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
 def as_requests(
     prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, options: Options, kind: Kind | None = None
 ) -> list[GenerateRequest]:
-    """One request per prompt. Raises InvalidRequest for parameters of the wrong number, name or type."""
+    """One request per prompt. Raises InvalidRequest for what is no prompt, and for parameters and options of the wrong name."""
+    _require_known("option", options, Options.__annotations__)
     if isinstance(params, Sequence):
         if len(params) != len(prompts):
             raise InvalidRequest(
@@ -82,21 +78,34 @@ def as_prefix(prompt: Prompt, namespace: str) -> GenerateRequest:
     return GenerateRequest(prompt=asked, namespace=namespace)
 
 
+def as_conversation(messages: list[Message]) -> list[Message]:
+    """The same; raises InvalidRequest for what is no list of messages."""
+    if not isinstance(messages, list | tuple) or not messages or not all(isinstance(item, dict) for item in messages):
+        raise InvalidRequest(f"messages is {show(messages)}; it must be a list of dicts with role and content")
+    return messages
+
+
 def _prompt(prompt: Prompt) -> str | Sequence[int] | Chat:
-    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
-        return cast("str | list[int]", prompt)
-    messages = cast("list[Message]", prompt)
-    return Chat(messages=tuple(messages))
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        text = f"a prompt is {show(prompt)}; it must be text, a list of token ids or a list of messages"
+        raise InvalidRequest(text, param="prompts")
+    if prompt and isinstance(prompt[0], dict):
+        return Chat(messages=tuple(as_conversation(cast("list[Message]", prompt))))
+    return cast("list[int]", prompt)
 
 
 def _sampling(params: Params) -> SamplingParams:
     if isinstance(params, SamplingParams):
         return params
-    known = SamplingParams.__struct_fields__
-    for name in params:
+    if not isinstance(params, dict):
+        raise InvalidRequest(f"sampling_params is {show(params)}; it must be SamplingParams or a dict")
+    _require_known("sampling parameter", params, SamplingParams.__struct_fields__)
+    return SamplingParams(**params)
+
+
+def _require_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
         if name not in known:
-            raise InvalidRequest(f"unknown sampling parameter {name}{nearest(name, known)}", param=name)
-    try:
-        return msgspec.convert(params, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"sampling_params: {error}", param="sampling_params") from None
+            raise InvalidRequest(f"unknown {what} {name}{nearest(name, known)}", param=name)

@@ -16,13 +16,12 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from radixlm.engine.streams import Frames, Stream, Streams, pooled
+from radixlm.engine.streams import Frames, Stream, Streams
 from radixlm.errors import Aborted, EngineDied, Error, NotReady
 from radixlm.messages import (
     Abort,
     Command,
     Control,
-    Ended,
     EngineInfo,
     FromEngine,
     Outputs,
@@ -55,11 +54,9 @@ class RemoteEngine:
         self._restart_timeout_s = restart_timeout_s
         self._info: EngineInfo | None = None
         self._up = False
-        self._streams = Streams()
-        self._unsent: list[Request] = []  # submitted in this turn of the event loop, oldest first
+        self._streams = Streams(lambda requests: self._send(Submit(requests)))
         self._tickets = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._changed = asyncio.Event()  # rung when the connection comes up
         self._deadline: asyncio.TimerHandle | None = None
         self._context = zmq.Context()
         self._connection: _Connection | None = None
@@ -67,14 +64,6 @@ class RemoteEngine:
     def start(self) -> None:
         """Begins to connect; must be called on the event loop that uses the engine."""
         self._connection = _Connection(self._context, self._address, self)
-
-    async def wait_ready(self, timeout_s: float) -> EngineInfo:
-        """Waits until the engine has answered. Raises NotReady after `timeout_s`."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            raise NotReady(f"the engine did not answer within {timeout_s:g} s") from None
-        return self.info
 
     @property
     def up(self) -> bool:
@@ -90,17 +79,14 @@ class RemoteEngine:
 
     def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
-        return self._streams.follow(request, self._submit, self.abort)
-
-    async def embed(self, request: Request) -> tuple[bytes, Ended]:
-        """As `Engine.embed`."""
-        return await pooled(self.generate(request))
+        self._require_up()
+        return self._streams.follow(request, self.abort)
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
         stream = self._streams.get(key)
         if self._up:
-            self._flush()  # the engine must hear of the request before it hears of its end
+            self._streams.flush()
             self._send(Abort((key,)))
         elif stream is not None:
             self._streams.fail(stream, Aborted("the request was aborted while it waited for the engine"))
@@ -108,7 +94,7 @@ class RemoteEngine:
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`. Raises NotReady when no engine answers in time: it starts, restarts or hangs."""
         self._require_up()
-        self._flush()  # the engine must hear of requests before it hears what becomes of them
+        self._streams.flush()
         try:
             return await asyncio.wait_for(self._ask(command), self._reply_timeout_s)
         except TimeoutError:
@@ -166,18 +152,6 @@ class RemoteEngine:
             word = "starting" if self._info is None else "restarting"
             raise NotReady(f"the engine is {word}", retry_after_s=_RETRY_AFTER_S)
 
-    def _submit(self, request: Request) -> None:
-        self._require_up()
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(request)
-
-    def _flush(self) -> None:
-        """All requests of this turn of the event loop travel in one frame, so that the scheduler sees them together."""
-        if self._unsent and self._up:
-            self._send(Submit(tuple(self._unsent)))
-            self._unsent.clear()
-
     def _send(self, message: ToEngine) -> None:
         if self._up and self._connection is not None:
             self._connection.send(encode(message))
@@ -197,11 +171,9 @@ class RemoteEngine:
             return  # lost again before it answered
         self._info = msgspec.convert(answer.result(), EngineInfo)
         self._up = True
-        self._changed.set()
         if self._deadline is not None:
             self._deadline.cancel()
-        self._unsent = [stream.request for stream in self._streams]
-        self._flush()
+        self._streams.send_again()
 
     def _go_down(self, error: Error) -> None:
         for future in self._replies.values():
@@ -210,8 +182,6 @@ class RemoteEngine:
         if not self._up:
             return  # an engine that never came up had none of our requests
         self._up = False
-        self._changed.clear()
-        self._unsent.clear()
         for stream in self._streams:
             self._lose(stream)
         if self._streams:

@@ -23,18 +23,10 @@ from radixlm.engine.constrain import after_thought, constraint_fields
 from radixlm.engine.full import Full
 from radixlm.engine.output import Completion, Delta, Embedding, Output
 from radixlm.engine.scripts import ScriptOutput
+from radixlm.engine.streams import RAISED, pooled
 from radixlm.engine.validate import Chat, GenerateRequest, Limits, Stretch, check, check_batch, resolve, too_long
 from radixlm.engine.watch import Watch
-from radixlm.errors import (
-    EngineDied,
-    Error,
-    InvalidRequest,
-    NotReady,
-    PinRefused,
-    PromptTooLong,
-    QueueFull,
-    RequestTimeout,
-)
+from radixlm.errors import Error, InvalidRequest, PinRefused, PromptTooLong, QueueFull, RequestTimeout
 from radixlm.messages import AbortedLabelled, AbortLabelled, Ended, Pin, Pinned, PinPrefix, Unpinned, UnpinPrefix
 from radixlm.metrics import Metrics
 from radixlm.text.template import ChatTemplate
@@ -48,9 +40,7 @@ MOST_TTL_S = 7 * 86400.0
 _INLINE_CHARS = 4096  # longer texts are tokenised in a thread: this many take about a millisecond
 _LOGGED_TOKENS = 256
 _SEED_MASK = 2**63 - 1
-_BY_CODE: dict[str, type[Error]] = {
-    kind.code: kind for kind in (QueueFull, NotReady, EngineDied, PromptTooLong, RequestTimeout)
-}
+_BY_CODE = RAISED | {PromptTooLong.code: PromptTooLong}
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -211,7 +201,7 @@ class Frontend:
         if self._log_prompts:
             shown = self.tokenizer.decode(from_bytes(prompt)[:_LOGGED_TOKENS].tolist(), skip_special=False)
             logger.info("prompt of %d tokens: %s", len(prompt) // 4, shown)
-        then = tuple(self._part(stretch) for stretch in request.then)
+        then = tuple(self._part(stretch, limits) for stretch in request.then)
         num_later = sum(
             len(part.literal) // 4 + (part.sampling.max_tokens or 0 if part.sampling else 0) for part in then
         )
@@ -221,19 +211,19 @@ class Frontend:
             sampling = after_thought(sampling, from_bytes(prompt), *around)
         return Prepared(request, prompt, sampling, current_caller(), then)
 
-    def _part(self, stretch: Stretch) -> Part:
+    def _part(self, stretch: Stretch, limits: Limits) -> Part:
         """A later part; its literal run is tokenised by itself, because what stands before it is tokens already."""
         sampling, literal = stretch.sampling, stretch.literal
         ids = self.tokenizer.encode(literal, add_special=False) if isinstance(literal, str) else tuple(literal)
         seed = None if sampling.seed is None else sampling.seed & _SEED_MASK
-        return Part(to_bytes(ids), msgspec.structs.replace(sampling, seed=seed))
+        return Part(_known("then", ids, limits), msgspec.structs.replace(sampling, seed=seed))
 
     async def _tokenise(self, request: GenerateRequest, limits: Limits) -> bytes:
         prompt = request.prompt
         if isinstance(prompt, bytes):
             return prompt
         if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARS:
-            return to_bytes(self.tokenizer.encode(prompt, add_special=True))
+            return _known(request.name("prompt"), self.tokenizer.encode(prompt, add_special=True), limits)
         assert isinstance(prompt, str | Chat), "the check refused what are no ids"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._tokenise_slowly, request, prompt, limits)
@@ -247,8 +237,8 @@ class Frontend:
             text, special = self.template.render(prompt.messages, prompt.tools, prompt.options), False
         least = len(text) // self._most_chars_per_token
         if least > min(limits.context, limits.pool_tokens):
-            raise too_long(request, len(text), least, limits)
-        return to_bytes(self.tokenizer.encode(text, add_special=special))
+            raise too_long(request, f"{len(text)} characters, at least {least} tokens", limits)
+        return _known(request.name("prompt"), self.tokenizer.encode(text, add_special=special), limits)
 
     # -- tokens to text -----------------------------------------------------------------------------------------------
 
@@ -269,7 +259,7 @@ class Frontend:
     async def _vector(self, item: Prepared) -> Embedding:
         """An item's vector, as one request of the engine."""
         with self._begun(item) as (key, watch):
-            vector, ended = await self.engine.embed(self._request(item, key, 0))
+            vector, ended = await pooled(self.engine.generate(self._request(item, key, 0)))
             _check_end(ended.finish, ended, item.request)
             embedding = Embedding.of(vector, ended)
             watch.saw(Delta(index=0, finish=ended.finish, usage=embedding.usage))
@@ -314,6 +304,16 @@ class Frontend:
             label=asked.label,
             max_owned=item.caller.max_requests,
         )
+
+
+def _known(field: str, ids: Sequence[int], limits: Limits) -> bytes:
+    """The packed ids of a text. Raises InvalidRequest for one that the model lacks: a tokenizer may know more than it."""
+    packed = to_bytes(ids)
+    largest = from_bytes(packed).max(initial=0)
+    if largest >= limits.vocab_size:
+        text = f"{field} has token {largest}, this model has {limits.vocab_size} tokens; leave it out, or serve with the right --tokenizer"
+        raise InvalidRequest(text, param=field)
+    return packed
 
 
 def _check_end(finish: Finish, ended: Ended, asked: GenerateRequest) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from radixlm.config import Config
-from radixlm.engine.asking import Message, Options, Params, Prompt, as_batch, as_prefix, as_requests
+from radixlm.engine.asking import Message, Options, Params, Prompt, as_batch, as_conversation, as_prefix, as_requests
 from radixlm.engine.create import create_core
 from radixlm.engine.frontend import DEFAULT_TTL_S, Frontend, Prepared
 from radixlm.engine.local import LocalEngine
@@ -108,7 +108,9 @@ class LLM:
         self, messages: list[Message], sampling_params: Params | None = None, **options: Unpack[Options]
     ) -> RequestOutput:
         """The answer to a conversation, by the model's chat template."""
-        return self._wait(self._complete(as_requests([messages], sampling_params, options), _ignore))[0]
+        return self._wait(self._complete(as_requests([as_conversation(messages)], sampling_params, options), _ignore))[
+            0
+        ]
 
     def stream_typed(
         self,

@@ -8,9 +8,9 @@ import threading
 from typing import Any
 
 from radixlm.engine.core import Core
-from radixlm.engine.streams import Frames, Streams, pooled
+from radixlm.engine.streams import Frames, Streams
 from radixlm.errors import Aborted, EngineDied, NotReady
-from radixlm.messages import Command, Ended, EngineInfo, Outputs
+from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.types import Request
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,7 @@ class LocalEngine:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._streams = Streams()
-        self._unsent: list[Request] = []  # submitted in this turn of the event loop, oldest first
+        self._streams = Streams(lambda requests: core.submit(requests, self._sink))
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
         self._ended = asyncio.Event()
@@ -35,21 +34,18 @@ class LocalEngine:
 
     def generate(self, request: Request) -> Frames:
         """As `Engine.generate`."""
-        return self._streams.follow(request, self._submit, self.abort)
-
-    async def embed(self, request: Request) -> tuple[bytes, Ended]:
-        """As `Engine.embed`."""
-        return await pooled(self.generate(request))
+        self._require_alive()
+        return self._streams.follow(request, self.abort)
 
     def abort(self, key: int) -> None:
         """As `Engine.abort`."""
-        self._flush()  # the engine must hear of the request before it hears of its end
+        self._streams.flush()
         self._core.abort((key,), self._sink)
 
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`."""
         self._require_alive()
-        self._flush()
+        self._streams.flush()
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
 
         def reply(result: dict[str, Any]) -> None:
@@ -71,18 +67,6 @@ class LocalEngine:
             raise EngineDied(f"the engine failed: {self._error}; create a new one")
         if not self._thread.is_alive():
             raise NotReady("the engine is closed")
-
-    def _submit(self, request: Request) -> None:
-        self._require_alive()
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(request)
-
-    def _flush(self) -> None:
-        """All requests of this turn of the event loop go together, so that the scheduler sees them together."""
-        if self._unsent:
-            self._core.submit(tuple(self._unsent), self._sink)
-            self._unsent.clear()
 
     def _sink(self, outputs: Outputs) -> None:
         self._call(lambda: self._streams.deliver(outputs))

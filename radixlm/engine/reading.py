@@ -8,7 +8,7 @@ from radixlm.config import Config
 from radixlm.errors import ModelError
 from radixlm.text.template import ChatTemplate, load_template
 from radixlm.text.tokenizer import Tokenizer
-from radixlm.weights.locate import Located, locate
+from radixlm.weights.locate import Located, locate, reading_files
 
 _DEFAULT_CONTEXT = 1 << 17  # bounds rendered prompts of models that do not say how long theirs may be
 
@@ -21,6 +21,7 @@ class Reading:
     template: ChatTemplate
 
 
+@reading_files()
 def load_reading(config: Config, *, isolated: bool = False) -> Reading:
     """Finds the model's files and reads the text side; `isolated` as in `ChatTemplate`. Raises ModelError."""
     located = locate(config)

@@ -17,7 +17,7 @@ from radixlm.types import TOKEN_BYTES, Request
 Frames = AsyncGenerator[Outputs, None]
 _encode_key = struct.Struct("=q").pack
 
-_RAISED = {error.code: error for error in (QueueFull, TooManyRequests, NotReady, EngineDied)}
+RAISED: dict[str, type[Error]] = {error.code: error for error in (QueueFull, TooManyRequests, NotReady, EngineDied)}
 """Codes of terminal events that mean: the engine never took the request, or lost it. They are raised, not sent on."""
 
 
@@ -103,10 +103,15 @@ class Stream:
 
 
 class Streams:
-    """Streams by key, in order of arrival."""
+    """Streams by key, in order of arrival.
 
-    def __init__(self) -> None:
+    All requests of one turn of the event loop go to `send` together, so that the scheduler sees them together.
+    """
+
+    def __init__(self, send: Callable[[tuple[Request, ...]], None]) -> None:
         self._open: dict[int, Stream] = {}
+        self._send = send
+        self._unsent: list[Request] = []  # oldest first
 
     def __len__(self) -> int:
         return len(self._open)
@@ -133,9 +138,22 @@ class Streams:
         if self.forget(stream.request.key):
             stream.fail(error)
 
-    async def follow(self, request: Request, submit: Callable[[Request], None], abort: Callable[[int], None]) -> Frames:
-        """Submits a request and yields its frames to the last. Closed before that, it aborts."""
-        submit(request)
+    def flush(self) -> None:
+        """Sends what waits for the end of this turn: the engine must hear of a request before it hears of its end."""
+        if self._unsent:
+            self._send(tuple(self._unsent))
+            self._unsent.clear()
+
+    def send_again(self) -> None:
+        """All that are open go to another engine."""
+        self._unsent = [stream.request for stream in self]
+        self.flush()
+
+    async def follow(self, request: Request, abort: Callable[[int], None]) -> Frames:
+        """Sends a request and yields its frames to the last. Closed before that, it aborts."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._unsent.append(request)
         stream = self.open(request)
         try:
             while True:
@@ -167,8 +185,8 @@ class Streams:
         stream = self._open.pop(ended.key, None)
         if stream is None:
             return
-        if ended.code in _RAISED:
-            stream.fail(_RAISED[ended.code](ended.finish.message or ended.code, retry_after_s=1.0))
+        if ended.code in RAISED:
+            stream.fail(RAISED[ended.code](ended.finish.message or ended.code, retry_after_s=1.0))
         else:
             stream.add_end(ended)
 

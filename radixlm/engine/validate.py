@@ -177,7 +177,7 @@ def resolve(request: GenerateRequest, num_prompt: int, limits: Limits, num_later
     sampling, room = request.sampling, min(limits.context, limits.pool_tokens) - num_prompt - num_later
     asked = sampling.max_tokens
     if room < 0 or (room == 0 and asked != 0):
-        raise _too_long(request, f"{num_prompt + num_later} tokens", limits)
+        raise too_long(request, f"{num_prompt + num_later} tokens", limits)
     if asked is None or (request.max_tokens_is_default and asked > room):
         asked = room
     if asked > room:
@@ -263,9 +263,11 @@ def _check_number(request: GenerateRequest, field: str, value: Any, bounds: _Bou
 def _check_stops(request: GenerateRequest, limits: Limits) -> None:
     sampling = request.sampling
     for field, most in (("stop", MAX_STOPS), ("stop_regex", MAX_STOPS), ("stop_token_ids", MAX_STOP_TOKENS)):
-        count = len(getattr(sampling, field))
-        if count > most:
-            raise _wrong(request, field, f"a list of {count}", f"the limit is {most}; send fewer")
+        values = getattr(sampling, field)
+        if not isinstance(values, tuple):
+            raise _wrong(request, field, show(values), "it must be one value or a list")
+        if len(values) > most:
+            raise _wrong(request, field, f"a list of {len(values)}", f"the limit is {most}; send fewer")
     for text in sampling.stop:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS or not is_unicode(text):
             raise _wrong(request, "stop", show(text), f"each must be text of 1 to {MAX_STOP_CHARS} characters")
@@ -289,6 +291,8 @@ def _check_regexes(request: GenerateRequest) -> None:
 
 def _check_bias(request: GenerateRequest, limits: Limits) -> None:
     biases = request.sampling.logit_bias or {}
+    if not isinstance(biases, dict):
+        raise _wrong(request, "logit_bias", show(biases), "it must be a dict of token ids and numbers")
     if len(biases) > MAX_BIASES:
         raise _wrong(request, "logit_bias", f"{len(biases)} entries", f"the limit is {MAX_BIASES}; send fewer")
     bounds = _Bounds(-100, 100, "-100 bans a token")
@@ -329,7 +333,7 @@ def _check_prompt(request: GenerateRequest, limits: Limits) -> None:
     ids = from_bytes(prompt) if isinstance(prompt, bytes) else None
     num_tokens = len(prompt) if ids is None else len(ids)
     if num_tokens > min(limits.context, limits.pool_tokens):
-        raise _too_long(request, f"{num_tokens} tokens", limits)
+        raise too_long(request, f"{num_tokens} tokens", limits)
     # A prompt may be thousands of ids: one at a time they are looked at only to name the wrong one.
     if ids is None or ids.view(np.uint32).max() >= limits.vocab_size:
         for token in prompt if ids is None else ids.tolist():
@@ -341,12 +345,8 @@ def _check_token(request: GenerateRequest, field: str, token: Any, limits: Limit
         raise _wrong(request, field, show(token), f"token ids are integers from 0 to {limits.vocab_size - 1}")
 
 
-def too_long(request: GenerateRequest, num_chars: int, least_tokens: int, limits: Limits) -> PromptTooLong:
-    """The refusal of a text that is too long whatever its tokens are."""
-    return _too_long(request, f"{num_chars} characters, at least {least_tokens} tokens", limits)
-
-
-def _too_long(request: GenerateRequest, length: str, limits: Limits) -> PromptTooLong:
+def too_long(request: GenerateRequest, length: str, limits: Limits) -> PromptTooLong:
+    """The refusal of a prompt of this length."""
     limit, what = _tighter(limits)
     text = f"{request.name('prompt')} is {length}; {what} {limit}, generated tokens included; shorten it"
     return PromptTooLong(text, param=request.name("prompt"))

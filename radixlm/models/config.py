@@ -79,7 +79,7 @@ def read_config(config: Json, generation: Json | None = None) -> ModelConfig:
     inv_freq, rope_scale = frequencies(_rope_parameters(config), head_dim)
     return ModelConfig(
         family=family.name,
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=(vocab_size := _size(config, "vocab_size")),
         hidden_size=hidden,
         intermediate_size=_size(config, "intermediate_size"),
         num_layers=layers,
@@ -96,7 +96,7 @@ def read_config(config: Json, generation: Json | None = None) -> ModelConfig:
         mlp_bias=_bias(config, family.mlp_bias),
         qk_norm=family.qk_norm,
         window=_windows(config, family, layers),
-        eos_token_ids=_eos(config, generation or {}),
+        eos_token_ids=tuple(token for token in _eos(config, generation or {}) if token < vocab_size),
         dtype=_dtype(config),
         scale_block=_scale_block(config.get("quantization_config")),
     )

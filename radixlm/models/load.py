@@ -8,7 +8,7 @@ import torch
 
 from radixlm.config import Config
 from radixlm.device import cpu
-from radixlm.errors import ConfigError
+from radixlm.errors import ConfigError, ModelError
 from radixlm.models.config import DTYPES, ModelConfig, read_config
 from radixlm.models.decoder import Decoder, Layer, Tensors
 from radixlm.models.rope import cos_sin_table
@@ -28,7 +28,10 @@ IGNORED = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.(input|output|[k
 
 def model_config(located: Located) -> ModelConfig:
     """What the located model is. Raises ModelError if it is not a supported one."""
-    return read_config(located.config, located.generation)
+    try:
+        return read_config(located.config, located.generation)
+    except (AttributeError, TypeError, ValueError) as error:  # of a value that is not of the type it has everywhere
+        raise ModelError(f"config.json is damaged ({error}); fetch the model again") from error
 
 
 def choose_context_length(config: Config, model: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from radixlm.device import cpu, cuda
 from radixlm.models.config import ModelConfig
 from radixlm.models.load import choose_context_length, choose_dtype, model_config
 from radixlm.runner.create import DEFAULTS, FREE_SHARE, GRAPH_BYTES
-from radixlm.weights.locate import HUB_ID, Located, locate
+from radixlm.weights.locate import HUB_ID, Located, locate, reading_files
 from radixlm.weights.shapes import SHAPES
 
 
@@ -41,6 +41,7 @@ class Estimate:
         return min(self.max_running, self.kv_tokens // length)
 
 
+@reading_files()
 def estimate(config: Config, memory_bytes: int | None = None) -> Estimate:
     """For the device of the options, or for one with so much memory. Raises ModelError or ConfigError."""
     kind = "cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu"

@@ -25,9 +25,9 @@ def cached(entry: Path, make: Callable[[Path], None]) -> Path:
 
     Of several processes one makes it and the others wait. Raises ModelError if the folder cannot be written.
     """
-    if entry.is_dir():
-        return entry
     try:
+        if entry.is_dir():
+            return entry
         with _locked(entry):
             if not entry.is_dir():
                 _make(entry, make)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +30,7 @@ SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 WEIGHTS = ["*.safetensors"]
 CONNECT_TIMEOUT_S = 4.0
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)")
+MOST_SHOWN = 256  # characters of a path in an error
 TOKENIZER_FORMAT = 1  # of what `write_tokenizer` writes; a change makes new cache entries
 
 
@@ -43,6 +46,17 @@ class Located:
     tokenizer: Path | None  # folder with tokenizer.json and tokenizer_config.json, or what --tokenizer names
 
 
+@contextmanager
+def reading_files() -> Generator[None]:
+    """A file that the system does not let us read is a ModelError that names it."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename)[:MOST_SHOWN]
+        raise ModelError(f"cannot read {name} ({error.strerror}); check its name and who may read it") from error
+
+
+@reading_files()
 def locate(config: Config) -> Located:
     """Finds the model of `config`, fetching it if it is not here. Raises ModelError naming cause and remedy."""
     if config.load_format == "dummy":

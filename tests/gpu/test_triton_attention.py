@@ -200,7 +200,7 @@ def test_a_captured_step_follows_the_lengths_that_its_tensors_hold_at_replay() -
 @pytest.mark.parametrize("cut", [Cut(0, 4, 4, 16, 33, 1), Cut(4, 1 << 30, 32, 64, 7, 2)], ids=["short", "long"])
 def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], window: int, cut: Cut) -> None:
     batch, _ = step(chunks, 1)
-    items = schedule(batch.chunks, len(batch.cells), cut, window)
+    items = schedule(batch, len(batch.cells), cut, window)
     records = items.records[: int(items.count)].tolist()
     assert len(records) <= cut.max_items(len(chunks), len(batch.cells))
     covered: dict[tuple[int, int, int], list[int]] = {}
@@ -223,7 +223,7 @@ def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], win
 
 def test_long_rows_are_split_more_than_short_ones() -> None:
     batch, _ = step([(4000, 1), (100, 1), (100, 1)], 1)
-    items = schedule(batch.chunks, len(batch.cells), Cut(0, 1, 1, 16, 32, 1), 0)
+    items = schedule(batch, len(batch.cells), Cut(0, 1, 1, 16, 32, 1), 0)
     splits = {record[0]: record[6] for record in items.records[: int(items.count)].tolist()}
     rows = [splits[slot] for slot in batch.slots.tolist()]
     assert rows[0] > 20

@@ -18,6 +18,7 @@ from radixlm.serve.siblings import Siblings
 from tests.fake_engine import FAKE_INFO, FakeEngine, endless
 from tests.fake_runner import FakeRunner, fake_info
 from tests.http.harness import Server
+from tests.unit.test_client import until_up
 
 A, B, ADMIN = {"x-api-key": "key-of-a"}, {"x-api-key": "key-of-b"}, {"x-api-key": "the-admins-key"}
 KEYS = '[a]\nkey = "key-of-a"\nmax_requests = 4\n[b]\nkey = "key-of-b"\n'
@@ -38,7 +39,7 @@ async def two_frontends(tmp_path):
     for _ in range(2):
         engine = RemoteEngine(f"ipc://{tmp_path}/engine")
         engine.start()
-        await engine.wait_ready(10)
+        await until_up(engine)
         servers.append(Server(engine, api_keys=str(tmp_path / "keys.toml"), admin_api_key="the-admins-key"))  # type: ignore[arg-type]
     try:
         await servers[0].engine.control("pause")

@@ -12,8 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from radixlm.config import Config
 from radixlm.errors import ConfigError, ModelError
 from radixlm.models.config import MAX_SIZE, read_config
-from radixlm.models.load import choose_context_length, choose_dtype
+from radixlm.models.load import choose_context_length, choose_dtype, model_config
 from radixlm.models.rope import cos_sin_table
+from radixlm.weights.locate import Located
 from tests.models.families import LINEAR, LLAMA3, SIZES, YARN
 
 PLAIN = SIZES | {"architectures": ["LlamaForCausalLM"]}
@@ -101,6 +102,34 @@ def test_keys_left_out_have_transformers_defaults():
 def test_end_tokens_of_both_files_count_once():
     config = read_config(PLAIN | {"eos_token_id": 5}, {"eos_token_id": [9, 5]})
     assert config.eos_token_ids == (9, 5)
+
+
+def test_an_end_token_that_the_model_cannot_say_ends_nothing():
+    assert read_config(PLAIN | {"eos_token_id": [5, SIZES["vocab_size"]]}, {"eos_token_id": 10**6}).eos_token_ids == (
+        5,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": "default"},
+        {"rope_parameters": [1]},
+        {"architectures": 5},
+        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "layer_types": 5, "sliding_window": 4},
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "use_sliding_window": True,
+            "max_window_layers": "1",
+            "sliding_window": 4,
+        },
+        {"rms_norm_eps": [1]},
+    ],
+)
+def test_a_value_of_the_wrong_type_is_a_damaged_config(changes):
+    located = Located("model", "safetensors", None, PLAIN | changes, {}, None)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        model_config(located)
 
 
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized"}

@@ -21,6 +21,13 @@ INFO = EngineInfo(
 )  # fmt: skip
 
 
+async def until_up(engine: RemoteEngine) -> None:
+    """Waits until the engine has answered."""
+    async with asyncio.timeout(WAIT_S):
+        while not engine.up:
+            await asyncio.sleep(0.005)
+
+
 class FakeLoop:
     """Records what it is asked; `step` sends tokens and ends to whoever submitted the keys."""
 
@@ -103,7 +110,7 @@ class Bench:
 
     async def serve(self, loop):
         self.server = Server(loop, self.address)
-        await self.engine.wait_ready(WAIT_S)
+        await until_up(self.engine)
 
     def stop_server(self, error=None):
         if self.server is not None:
@@ -212,8 +219,6 @@ def test_without_an_engine_everything_says_not_ready_at_once(tmp_path):
             await soon(read(bench.engine, 1))
         with pytest.raises(NotReady):
             await soon(bench.engine.control("stats"))
-        with pytest.raises(NotReady, match="did not answer"):
-            await bench.engine.wait_ready(0.05)
 
     drive(tmp_path, scenario)
 

@@ -1,5 +1,6 @@
 """What an engine has ready before it says that it is."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from radixlm.config import Config
 from radixlm.engine.create import create_core
+from radixlm.errors import ConfigError
 from radixlm.ops.build import find_compiler
+from radixlm.runner.create import create_runner
 from radixlm.weights.byte_tokenizer import write_byte_tokenizer
 from radixlm.weights.shapes import SHAPES
 
@@ -27,3 +30,10 @@ def test_what_compiles_grammars_is_there_before_the_first_one_whatever_kernels_c
     core.stop()
     core.run()  # ends what compiles
     assert list((tmp_path / "cache" / "kernels").glob("radix-*.so"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is installed")
+@pytest.mark.parametrize("asked", [{"attention": "triton"}, {"attention": "flashinfer"}, {"ops": "triton"}])
+def test_kernels_whose_package_is_not_installed_are_refused_by_their_name(asked):
+    with pytest.raises(ConfigError, match="needs the package triton, which is not installed"):
+        create_runner(Config(model="tiny", load_format="dummy", kv_tokens=64, device="cpu", **asked))

@@ -6,16 +6,17 @@ import asyncio
 import itertools
 from contextlib import aclosing
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixlm.engine.output import Output
-from radixlm.engine.validate import GenerateRequest
+from radixlm.engine.validate import GenerateRequest, Stretch
 from radixlm.errors import EngineDied, InvalidRequest, NotReady, RequestTimeout
 from radixlm.messages import Ended, Outputs
 from radixlm.types import Finish, SamplingParams, to_bytes
-from tests.fake_engine import FakeEngine, endless
+from tests.fake_engine import FAKE_INFO, FakeEngine, endless
 from tests.http.harness import EOS, TOKENIZER, Server, with_server
 
 TEXTS = st.text(alphabet="ab<é🙂 \n", max_size=30)
@@ -152,6 +153,31 @@ def test_a_text_that_cannot_fit_is_refused_without_tokenising(monkeypatch):
             await server.frontend.prepare([GenerateRequest(prompt="a" * 1_000_000)])
 
     with_server(test)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_text_with_a_token_that_the_model_lacks_is_refused(long):
+    most = max(TOKENIZER.encode("a", add_special=False))
+    known, unknown = ("a" * 5000, "a" * 4999 + "é") if long else ("a", "é")
+    assert max(TOKENIZER.encode(unknown, add_special=False)) > most
+
+    async def test(server: Server):
+        sampling = SamplingParams(max_tokens=1)
+        await server.frontend.prepare(
+            [GenerateRequest(prompt=known, then=(Stretch("a", sampling),), sampling=sampling)]
+        )
+        for wrong in (
+            GenerateRequest(prompt=unknown),
+            GenerateRequest(prompt=known, sampling=sampling, then=(Stretch("aé", sampling),)),
+            GenerateRequest(prompt=known, sampling=sampling, then=(Stretch([most, most + 1], sampling),)),
+        ):
+            with pytest.raises(InvalidRequest, match=f"this model has {most + 1} tokens"):
+                await server.frontend.prepare([wrong])
+        with pytest.raises(InvalidRequest, match=f"this model has {most + 1} tokens"):
+            await server.frontend.tokens_of(GenerateRequest(prompt=unknown))
+
+    info = msgspec.structs.replace(FAKE_INFO, vocab_size=most + 1, context_length=16000, num_pages=16000)
+    with_server(test, info=info)
 
 
 @settings(max_examples=20, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,10 @@ from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
 from radixlm.config import Config
+from radixlm.engine.reading import load_reading
 from radixlm.errors import ModelError
+from radixlm.runner.estimate import estimate
+from radixlm.weights.byte_tokenizer import write_byte_tokenizer
 from radixlm.weights.gguf import open_gguf
 from radixlm.weights.gguf_config import config_json
 from radixlm.weights.locate import locate
@@ -102,6 +106,22 @@ def test_a_folder_without_weights_or_config_says_so(folder):
 def test_a_damaged_config_says_so(folder):
     (folder / "config.json").write_text('{"architectures": [')
     fails(folder, "config.json is damaged")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~/" + "b" * 5000, "/proc/self/mem"])
+def test_a_path_that_the_system_refuses_is_an_error_in_one_line(name):
+    fails(name, "cannot read")
+    with pytest.raises(ModelError, match="cannot read"):
+        estimate(Config(model=name))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_file_that_may_not_be_read_is_named(folder, name):
+    write_byte_tokenizer(folder)
+    (folder / name).chmod(0)
+    with pytest.raises(ModelError, match=f"cannot read .*{name}"):
+        load_reading(Config(model=str(folder)))
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./model.gguf", "a b/c d"])
