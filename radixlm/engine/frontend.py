@@ -311,7 +311,9 @@ def _known(field: str, ids: Sequence[int], limits: Limits) -> bytes:
     packed = to_bytes(ids)
     largest = from_bytes(packed).max(initial=0)
     if largest >= limits.vocab_size:
-        text = f"{field} has token {largest}, this model has {limits.vocab_size} tokens; leave it out, or serve with the right --tokenizer"
+        text = (
+            f"{field} has token {largest}, this model has {limits.vocab_size} tokens; leave it out, or fix --tokenizer"
+        )
         raise InvalidRequest(text, param=field)
     return packed
 

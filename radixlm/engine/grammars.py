@@ -23,7 +23,7 @@ def token_vocabulary(tokenizer: Tokenizer, size: int, eos: tuple[int, ...]) -> T
     digest = hashlib.sha256(repr((size, eos, sorted(special))).encode())
     for token in tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
-    return TokenVocabulary(digest.hexdigest(), size, tokens, special, eos, _encoder(tokenizer))
+    return TokenVocabulary(digest.hexdigest(), size, tokens, special, eos, _encoder(tokenizer, size))
 
 
 def grammar_of(grammars: Grammars, exact: bool, sampling: SamplingParams) -> Future[Grammar] | None:
@@ -61,9 +61,16 @@ def _wrapped(inner: Future[Grammar] | None, wrap: Callable[[Grammar | None], Gra
     return outer
 
 
-def _encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """How a text is spelled that continues another: some tokenizers put a space before whatever they read."""
-    plain = partial(tokenizer.encode, add_special=False)
+def _encoder(tokenizer: Tokenizer, size: int) -> Callable[[str], list[int]]:
+    """How a text is spelled that continues another: some tokenizers put a space before whatever they read.
+
+    Not at all (an empty list), where that takes a token that the model lacks.
+    """
+
+    def plain(text: str) -> list[int]:
+        ids = tokenizer.encode(text, add_special=False)
+        return ids if max(ids, default=0) < size else []
+
     if b"".join(tokenizer.token_bytes[i] for i in plain("a")) == b"a":
         return plain
     anchor = plain(_ANCHOR)

@@ -8,9 +8,11 @@ import pytest
 
 from radixlm.config import Config
 from radixlm.engine.create import create_core
-from radixlm.errors import ConfigError
+from radixlm.engine.llm import LLM
+from radixlm.errors import ConfigError, Error, InvalidRequest
 from radixlm.ops.build import find_compiler
 from radixlm.runner.create import create_runner
+from radixlm.types import SamplingParams
 from radixlm.weights.byte_tokenizer import write_byte_tokenizer
 from radixlm.weights.shapes import SHAPES
 
@@ -37,3 +39,19 @@ def test_what_compiles_grammars_is_there_before_the_first_one_whatever_kernels_c
 def test_kernels_whose_package_is_not_installed_are_refused_by_their_name(asked):
     with pytest.raises(ConfigError, match="needs the package triton, which is not installed"):
         create_runner(Config(model="tiny", load_format="dummy", kv_tokens=64, device="cpu", **asked))
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_ends_no_engine(tmp_path: Path):
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["tiny"] | {"vocab_size": 70, "eos_token_id": 0}))
+    config = Config(
+        model=str(tmp_path), load_format="dummy", kv_tokens=64, device="cpu", ops="torch", attention="reference"
+    )
+    with LLM(config=config) as llm:
+        known, unknown = llm.tokenizer.encode("az", add_special=False)
+        assert known < 70 <= unknown
+        with pytest.raises(InvalidRequest, match=f"prompt has token {unknown}, this model has 70 tokens"):
+            llm.generate("az")
+        with pytest.raises(Error):  # forced text would be spelled with what the model lacks, and sampled text cannot be
+            llm.generate("a", SamplingParams(max_tokens=9, regex="azzzzz"))
+        assert len(llm.generate("a", SamplingParams(max_tokens=9, ignore_eos=True)).token_ids) == 9
