@@ -18,8 +18,12 @@ BACKENDS = {
 
 
 def load_attention(name: str, shape: AttentionShape, kv: KVStore) -> AttentionBackend:
-    """The backend called `name` over this pool. Raises ConfigError when there is none of that name."""
+    """The backend called `name` over this pool. Raises ConfigError when there is none, or its package is missing."""
     if name not in BACKENDS:
         raise ConfigError(f"--attention is {name}; it must be auto or one of {', '.join(BACKENDS)}", param="attention")
     module, _, attribute = BACKENDS[name].partition(":")
-    return getattr(import_module(module), attribute)(shape, kv)
+    try:
+        return getattr(import_module(module), attribute)(shape, kv)
+    except ModuleNotFoundError as error:
+        text = f"--attention is {name}, which needs the package {error.name}, which is not installed; leave it at auto"
+        raise ConfigError(text, param="attention") from error

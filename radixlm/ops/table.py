@@ -18,8 +18,12 @@ OPS = {
 
 
 def load_ops(name: str) -> Ops:
-    """The op table called `name`. Raises ConfigError when there is none of that name."""
+    """The op table called `name`. Raises ConfigError when there is none of that name, or its package is missing."""
     if name not in OPS:
         raise ConfigError(f"--ops is {name}; it must be auto or one of {', '.join(OPS)}", param="ops")
     module, _, attribute = OPS[name].partition(":")
-    return getattr(import_module(module), attribute)()
+    try:
+        return getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as error:
+        text = f"--ops is {name}, which needs the package {error.name}, which is not installed; leave it at auto"
+        raise ConfigError(text, param="ops") from error

@@ -137,13 +137,7 @@ def _device(config: Config) -> torch.device:
 def _first(preferred: tuple[str, ...], asked: str, load: Callable[[str], _T]) -> tuple[str, _T]:
     """What was asked for, or under `auto` the first preferred one that works on this machine."""
     if asked != "auto":
-        try:
-            return asked, load(asked)
-        except ModuleNotFoundError as error:
-            text = (
-                f"{asked} needs the package {error.name}, which is not installed; leave --ops and --attention at auto"
-            )
-            raise ConfigError(text) from error
+        return asked, load(asked)
     *better, last = preferred
     for name in better:
         try:
