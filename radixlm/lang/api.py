@@ -17,8 +17,8 @@ import msgspec
 
 from radixlm.engine.typed import Kind, kind_of
 from radixlm.errors import InvalidRequest
-from radixlm.lang.choices import ChoicesSamplingMethod, token_length_normalized
-from radixlm.lang.errors import ProgramError
+from radixlm.lang.choices import METHODS, ChoicesSamplingMethod, token_length_normalized
+from radixlm.lang.errors import ProgramError, placed
 from radixlm.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from radixlm.lang.tracer import Placeholder, line_of_program
 from radixlm.options import nearest
@@ -47,9 +47,10 @@ class SelectItem:
 
 @dataclass(frozen=True)
 class RoleItem:
-    """A message begins; `role` None: it ends."""
+    """A message of this role begins, or ends."""
 
-    role: str | None
+    role: str
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,30 @@ def items_of(value: Any) -> tuple[Item, ...]:
         return (value,)
     if isinstance(value, list | tuple):
         return tuple(item for part in value for item in items_of(part))
-    raise ProgramError(f"a {type(value).__name__} cannot be added to a program; make it a str")
+    if value is None:
+        raise ProgramError("None was added to a program; did a function forget to return?")
+    raise ProgramError(f"a value of type {type(value).__name__} cannot be added to a program; make it a str")
 
 
 P = ParamSpec("P")
 
 
 def _known_names(function: Callable[P, Expression]) -> Callable[P, Expression]:
-    """The function; an argument that it does not have is a ProgramError with the nearest one that it has."""
+    """The function; its errors name the node. An argument that it does not have is one, with the nearest that it has."""
     known = list(signature(function).parameters)
+    kind = function.__name__
 
     @wraps(function)
     def checked(*args: P.args, **given: P.kwargs) -> Expression:
+        node = f"{kind} {args[0] if args else given.get('name') or ''}".rstrip()
         for name in given:
             if name not in known:
-                text = f"{function.__name__}: there is no argument {name}{nearest(name, known)}"
-                raise ProgramError(text, line=line_of_program())
-        return function(*args, **given)
+                text = f"there is no argument {name}{nearest(name, known)}"
+                raise ProgramError(text, line=line_of_program(), node=node)
+        try:
+            return function(*args, **given)
+        except InvalidRequest as error:
+            raise placed(error, line=line_of_program(), node=node) from None
 
     return checked
 
@@ -156,7 +164,7 @@ def gen(  # noqa: PLR0913 - SGLang's signature
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
     fields = _present({field: given[field] for field in SAMPLED})
     fields |= logprob_fields(return_logprob, top_logprobs_num)
-    return Expression(GenItem(name, *_shaped(fields, given, dtype, _kind_of(type))))
+    return Expression(GenItem(name, *_shaped(fields, given, dtype, kind_of(type))))
 
 
 _SAMPLED = (
@@ -179,13 +187,6 @@ def _shaped(fields: dict[str, Any], given: dict[str, Any], dtype: Any, kind: Kin
     if dtype is not None:
         shapes = _regex_of(dtype, fields)
     return {**fields, **shapes, **kind.fields}, kind
-
-
-def _kind_of(wanted: Any) -> Kind:
-    try:
-        return kind_of(wanted)
-    except InvalidRequest as error:
-        raise ProgramError(error.message) from None
 
 
 _DTYPES = {"int": REGEX_INT, "float": REGEX_FLOAT, "bool": REGEX_BOOL, "str": REGEX_STR}
@@ -223,7 +224,9 @@ def select(
 ) -> Expression:
     """The likeliest of `choices`, kept as variable `name`; above temperature 0 drawn by likelihood."""
     if not choices or isinstance(choices, str):
-        raise ProgramError(f"select {name or ''} has no choices; give a list of texts")
+        raise ProgramError("it has no choices; give a list of texts")
+    if not isinstance(choices_method, ChoicesSamplingMethod):
+        raise ProgramError(f"choices_method is {choices_method!r}; it must be one of {', '.join(METHODS)}")
     return Expression(SelectItem(name, tuple(choices), choices_method, temperature, seed))
 
 
@@ -260,7 +263,7 @@ def assistant(expr: Any = None) -> Expression:
 def message(role: str, expr: Any = None) -> Expression:
     """A message of any role, whole."""
     inner = () if expr is None else items_of(expr)
-    return Expression(RoleItem(role), *inner, RoleItem(None))
+    return Expression(RoleItem(role), *inner, RoleItem(role, ends=True))
 
 
 def system_begin() -> Expression:
@@ -279,11 +282,18 @@ def assistant_begin() -> Expression:
 
 
 def system_end() -> Expression:
-    """The message ends."""
-    return Expression(RoleItem(None))
+    """A system message ends."""
+    return Expression(RoleItem("system", ends=True))
 
 
-user_end = assistant_end = system_end
+def user_end() -> Expression:
+    """A user message ends."""
+    return Expression(RoleItem("user", ends=True))
+
+
+def assistant_end() -> Expression:
+    """An assistant message ends."""
+    return Expression(RoleItem("assistant", ends=True))
 
 
 _LISTS = ("stop", "stop_token_ids", "stop_regex", "choice")
@@ -296,13 +306,13 @@ def logprob_fields(wanted: bool | None, num_top: int | None) -> dict[str, Any]:
     return {"logprobs": (num_top or 0) if wanted is not False else None}
 
 
-def sampling_of(fields: Mapping[str, Any]) -> SamplingParams:
+def sampling_of(fields: Mapping[str, Any], node: str) -> SamplingParams:
     """Typed. Raises ProgramError naming the field."""
     single = {name: [fields[name]] for name in _LISTS if isinstance(fields.get(name), str | int)}
     try:
         return msgspec.convert({**fields, **single}, SamplingParams)
     except msgspec.ValidationError as error:
-        raise ProgramError(f"gen: {error}") from None
+        raise ProgramError(str(error), node=node) from None
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

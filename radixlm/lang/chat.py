@@ -93,7 +93,4 @@ class NoFrame:
         del roles
         return ""
 
-    def after(self, roles: tuple[str, ...]) -> str:
-        """Nothing."""
-        del roles
-        return ""
+    after = before

@@ -22,10 +22,11 @@ class ChoicesDecision:
 
 @dataclass(frozen=True)
 class ChoicesSamplingMethod:
-    """A method by its name. `weigh` maps token log probabilities (and unconditional ones) of the options to their scores."""
+    """A method by its name. `weigh` maps token log probabilities (and unconditional ones) of the options to their scores,
+    and to numbers with a name to show; without it their means are the scores."""
 
     name: str
-    weigh: Callable[[list[list[float]], list[list[float]]], tuple[list[float], str, object]]
+    weigh: Callable[[list[list[float]], list[list[float]]], tuple[list[float], str, object]] | None = None
     requires_unconditional_logprobs: bool = False
 
     def __call__(  # noqa: PLR0913 - SGLang's signature
@@ -46,9 +47,6 @@ class ChoicesSamplingMethod:
             raise ValueError(f"{self.name} needs unconditional log probabilities")
         given = [[float(token[0]) for token in tokens] for tokens in input_token_logprobs]
         alone = [[float(token[0] or 0.0) for token in tokens] for tokens in unconditional_token_logprobs or ()]
-        scores, label, shown = self.weigh(given, alone)
-        if self is token_length_normalized:
-            scores = list(normalized_prompt_logprobs)
         meta: dict[str, Any] = {
             "normalized_prompt_logprobs": list(normalized_prompt_logprobs),
             "input_token_logprobs": input_token_logprobs,
@@ -56,8 +54,9 @@ class ChoicesSamplingMethod:
         }
         if alone:
             meta["unconditional_token_logprobs"] = unconditional_token_logprobs
-        if label:
-            meta[label] = shown
+        scores = list(normalized_prompt_logprobs)
+        if self.weigh is not None:
+            scores, label, meta[label] = self.weigh(given, alone)
         return ChoicesDecision(choices[pick(scores, temperature, seed)], meta)
 
 
@@ -72,12 +71,6 @@ def pick(scores: Sequence[float], temperature: float = 0.0, seed: int | None = N
 def mean(values: Sequence[float]) -> float:
     """0 for none: an option whose tokens are all part of the prompt."""
     return sum(values) / len(values) if values else 0.0
-
-
-def _by_length(given: list[list[float]], alone: list[list[float]]) -> tuple[list[float], str, object]:
-    """The mean log probability of an option's tokens."""
-    del alone
-    return [mean(tokens) for tokens in given], "", None
 
 
 def _greedy(given: list[list[float]], alone: list[list[float]]) -> tuple[list[float], str, object]:
@@ -98,12 +91,10 @@ def _unconditional(given: list[list[float]], alone: list[list[float]]) -> tuple[
     return scores, "normalized_unconditional_prompt_logprobs", scores
 
 
-token_length_normalized = ChoicesSamplingMethod("token_length_normalized", _by_length)
+token_length_normalized = ChoicesSamplingMethod("token_length_normalized")
 greedy_token_selection = ChoicesSamplingMethod("greedy_token_selection", _greedy)
 unconditional_likelihood_normalized = ChoicesSamplingMethod(
     "unconditional_likelihood_normalized", _unconditional, requires_unconditional_logprobs=True
 )
-METHODS = {
-    method.name: method
-    for method in (token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized)
-}
+_ALL = token_length_normalized, greedy_token_selection, unconditional_likelihood_normalized
+METHODS = {method.name: method for method in _ALL}

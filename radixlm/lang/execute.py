@@ -19,7 +19,7 @@ from radixlm.errors import Aborted, Error
 from radixlm.lang.chat import Chat
 from radixlm.lang.choices import METHODS, mean
 from radixlm.lang.compiler import Compiled, Segment, compile_program
-from radixlm.lang.errors import ProgramError, Unsupported
+from radixlm.lang.errors import ProgramError, Unsupported, placed
 from radixlm.lang.ir import (
     Begin,
     BranchEvent,
@@ -196,20 +196,14 @@ class _Runner:
         try:
             await work
         except Error as error:
-            if isinstance(error, ProgramError) and error.program:
-                raise
-            reason = error.reason if isinstance(error, ProgramError) else error.message
-            raise self._named(error, reason, nodes[0]) from error
+            raise self._placed(error, nodes[0]) from error
         except Exception as error:  # border: a model of others may answer anything
             logger.exception("a program failed by an answer that is none, or a fault of ours")
             text = f"the answer is none that is known here ({type(error).__name__}: {error})"
-            raise self._named(Error(text), text, nodes[0]) from error
+            raise self._placed(Error(text), nodes[0]) from error
 
-    def _named(self, error: Error, reason: str, node: Node) -> ProgramError:
-        where = {"program": self._instance.program.name, "line": node.line, "node": describe(node)}
-        if isinstance(error, Unsupported):
-            return Unsupported(reason, **where)
-        return ProgramError(reason, **where, cause=error)
+    def _placed(self, error: Error, node: Node) -> ProgramError:
+        return placed(error, program=self._instance.program.name, line=node.line, node=describe(node))
 
     # -- a segment ----------------------------------------------------------------------------------------------------
 

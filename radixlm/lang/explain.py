@@ -6,23 +6,26 @@ to have when a request starts: all that this program had computed before it, gen
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from radixlm.lang.chat import Chat
-from radixlm.lang.compiler import Segment, segments
+from radixlm.lang.compiler import segments
 from radixlm.lang.errors import Unsupported
 from radixlm.lang.ir import (
     Argument,
     Branch,
     Close,
+    End,
     Fork,
     Gen,
     Node,
     Open,
     Program,
+    Reason,
     Ref,
     Select,
     Text,
@@ -53,28 +56,50 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     children: tuple[int, ...] = ()
     measured: UsageEvent | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks the model for anything."""
+        return any(part.kind in ("gen", "select") for part in self.parts)
+
 
 class Explained(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The whole plan. `prefix` is the size of what does not depend on arguments or values."""
+    """The whole plan. `prefix` is the size of what does not depend on arguments or values, `interpreted` why it is not
+    compiled: then the steps are what is known so far."""
 
     program: str
     unit: str
     prefix: int
     steps: tuple[Step, ...]
+    interpreted: str = ""
 
 
 class Measure:
-    """How long texts are and what the chat template writes; by characters and without it unless an engine's are given."""
+    """How long texts are and what the chat template writes; by characters and without it unless an engine's are given.
 
-    def __init__(self, size: Callable[[str], int] = len, chat: Chat | None = None) -> None:
+    `max_parts` and `across_messages` are those of the model (`execute.Model`).
+    """
+
+    def __init__(
+        self,
+        size: Callable[[str], int] = len,
+        chat: Chat | None = None,
+        max_parts: int = MAX_PARTS,
+        *,
+        across_messages: bool = True,
+    ) -> None:
         self.size = size
         self.unit = "characters" if size is len else "tokens"
         self.chat = chat
+        self.max_parts = max_parts
+        self.across_messages = across_messages
 
 
-def explained(program: Program, measure: Measure, usages: Mapping[tuple[int, str], UsageEvent]) -> Explained:
-    """The plan of a program that need not be bound."""
-    return _Reader(program, measure, usages).read()
+def explained(
+    program: Program, measure: Measure, usages: Mapping[tuple[int, str], UsageEvent], interpreted: str = ""
+) -> Explained:
+    """The plan of a program that need not be bound; its branches may come in several stretches."""
+    steps, lead = _Reader(program, measure, usages).read()
+    return Explained(program.name, measure.unit, lead, steps, interpreted)
 
 
 class _Reader:
@@ -84,14 +109,13 @@ class _Reader:
         self._program = program
         self._measure = measure
         self._usages = usages
-        self._held: dict[int, int] = {}  # by branch: size of what it holds
-        self._computed: dict[int, int] = {}  # and of what a request has computed of it
-        self._roles: dict[int, tuple[str, ...]] = {}
+        self._held: defaultdict[int, int] = defaultdict(int)  # by branch: size of what it holds
+        self._computed: defaultdict[int, int] = defaultdict(int)  # and of what a request has computed of it
+        self._roles: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
 
-    def read(self) -> Explained:
-        steps = tuple(step for branch in self._program.branches for step in self._branch(branch))
-        lead = self._lead()
-        return Explained(self._program.name, self._measure.unit, lead, steps)
+    def read(self) -> tuple[tuple[Step, ...], int]:
+        """The steps, and the size of the constant beginning."""
+        return tuple(step for branch in self._program.branches for step in self._branch(branch)), self._lead()
 
     def _lead(self) -> int:
         """The constant beginning."""
@@ -102,44 +126,65 @@ class _Reader:
         return self._measure.size(text) if text else 0
 
     def _branch(self, branch: Branch) -> Iterator[Step]:
-        self._held.setdefault(branch.id, 0)
-        self._computed.setdefault(branch.id, 0)
-        self._roles.setdefault(branch.id, ())
-        for segment in segments(branch, MAX_PARTS):
-            if segment.nodes:
-                yield self._segment(branch.id, segment)
+        waiting: list[Node] = []  # literals that go with the next request
+        for segment in segments(branch, self._measure.max_parts, self._measure.across_messages):
+            nodes = [*waiting, *segment.nodes]
+            end = max((index + 1 for index, node in enumerate(nodes) if isinstance(node, Gen)), default=0)
+            waiting = nodes[end:]
+            if end:
+                yield self._step(branch.id, nodes[:end])
+            if isinstance(segment.last, Select):
+                yield self._step(branch.id, waiting, segment.last)
+            elif segment.last is not None:
+                yield from self._rest(branch.id, waiting)
+                yield self._note(branch.id, segment.last)
             if segment.last is not None:
-                yield self._last(branch.id, segment.last)
+                waiting = []
+        yield from self._rest(branch.id, waiting)
 
-    def _segment(self, branch: int, segment: Segment) -> Step:
+    def _rest(self, branch: int, nodes: Sequence[Node]) -> Iterator[Step]:
+        if nodes:
+            yield self._step(branch, nodes)
+
+    def _step(self, branch: int, nodes: Sequence[Node], chosen: Select | None = None) -> Step:
         parts: list[Part] = []
         cached = self._computed[branch]
-        text, generated = "", False
-        for node in segment.nodes:
+        text = ""
+        for node in nodes:
             if isinstance(node, Gen):
-                self._add_text(branch, parts, text, forced=generated)
+                self._add_text(branch, parts, text)
                 most = node.sampling.max_tokens or 0
                 times = f" x {node.sampling.n}" if node.sampling.n > 1 else ""
                 parts.append(Part("gen", f"{node.name}{times}", most))
                 self._held[branch] += most
-                text, generated = "", True
+                text = ""
                 self._computed[branch] = self._held[branch]
             elif isinstance(node, Ref | Argument):
-                self._add_text(branch, parts, text, forced=generated)
+                self._add_text(branch, parts, text)
                 parts.append(Part("value", describe(node)))
                 text = ""
             else:
                 more, self._roles[branch] = self._literal(node, self._roles[branch])
                 text += more
-        self._add_text(branch, parts, text, forced=generated)
-        names = [gen.name for gen in segment.gens]
+        self._add_text(branch, parts, text)
+        if chosen is not None:
+            parts.append(self._choice(branch, chosen))
+        names = [node.name for node in (*nodes, chosen) if isinstance(node, Gen | Select)]
         measured = self._usages.get((branch, names[0])) if names else None
-        return Step(branch, segment.nodes[0].line, tuple(parts), cached=cached if names else 0, measured=measured)
+        line = nodes[0].line if nodes else chosen.line if chosen is not None else 0
+        return Step(branch, line, tuple(parts), cached=cached if names else 0, measured=measured)
 
-    def _add_text(self, branch: int, parts: list[Part], text: str, *, forced: bool) -> None:
+    def _choice(self, branch: int, chosen: Select) -> Part:
+        sizes = list(map(self._measure.size, chosen.options))
+        self._computed[branch] = self._held[branch]
+        self._held[branch] += max(sizes)
+        return Part("select", f"{chosen.name} of {len(sizes)}", sum(sizes))
+
+    def _add_text(self, branch: int, parts: list[Part], text: str) -> None:
         if text:
             size = self._measure.size(text)
             self._held[branch] += size
+            forced = any(part.kind == "gen" for part in parts)
             parts.append(Part("forced" if forced else "literal", text, size))
 
     def _literal(self, node: Node, roles: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -153,21 +198,13 @@ class _Reader:
             return chat.after(roles) if chat else f"</{roles[-1] if roles else ''}>", roles
         return "", roles
 
-    def _last(self, branch: int, node: Node) -> Step:
-        if isinstance(node, Fork):
-            for child in node.children:
-                self._held[child], self._computed[child] = self._held[branch], self._computed[branch]
-                self._roles[child] = self._roles[branch]
-                self._computed[branch] = self._held[branch]  # the first child computes it for all
-            return Step(branch, node.line, note=describe(node), children=node.children)
-        if isinstance(node, Select):
-            cached, self._computed[branch] = self._computed[branch], self._held[branch]
-            self._held[branch] += max(map(self._measure.size, node.options))
-            what = f"{node.name} of {len(node.options)}"
-            return Step(
-                branch, node.line, (Part("select", what, sum(map(self._measure.size, node.options))),), cached=cached
-            )
-        return Step(branch, node.line, note=describe(node))
+    def _note(self, branch: int, node: Fork | End | Reason) -> Step:
+        children = node.children if isinstance(node, Fork) else ()
+        for child in children:
+            self._held[child], self._computed[child] = self._held[branch], self._computed[branch]
+            self._roles[child] = self._roles[branch]
+            self._computed[branch] = self._held[branch]  # the first child computes it for all
+        return Step(branch, node.line, note=describe(node), children=children)
 
 
 def constant_nodes(program: Program) -> Sequence[Node]:
@@ -182,22 +219,23 @@ def constant_nodes(program: Program) -> Sequence[Node]:
 
 def as_text(plan: Explained) -> str:
     """Lines for people."""
-    requests = sum(1 for step in plan.steps if any(part.kind in ("gen", "select") for part in step.parts))
-    lines = [f"{plan.program}: compiled, {requests} requests, constant beginning of {plan.prefix} {plan.unit}"]
+    asking = [step for step in plan.steps if step.asks]
+    count = f"{len(asking)} request{'s' if len(asking) != 1 else ''}"
+    known = f"{count}, constant beginning of {plan.prefix} {plan.unit}"
+    if plan.interpreted:
+        lines = [f"{plan.program}: interpreted, because {plan.interpreted}", f"  known of it: {known}"]
+    else:
+        lines = [f"{plan.program}: compiled, {known}"]
     for step in plan.steps:
         indent = "  " if not step.branch else "    "
-        if step.note:
-            lines.append(f"{indent}branch {step.branch}, line {step.line}: {step.note}")
-            continue
-        lines.append(
-            f"{indent}branch {step.branch}, line {step.line}: {step.cached} {plan.unit} from the cache expected"
-        )
+        place = f"{indent}branch {step.branch}, line {step.line}"
+        cached = f": {step.cached} {plan.unit} from the cache expected" if step.asks else ""
+        lines.append(f"{place}: {step.note}" if step.note else f"{place}{cached}")
         lines += [f"{indent}  {row(part, plan.unit)}" for part in step.parts]
-        if step.measured is not None:
-            m = step.measured
+        if (usage := step.measured) is not None:
             lines.append(
-                f"{indent}  measured: {m.cached_tokens} of {m.prompt_tokens} prompt tokens cached, "
-                f"{m.completion_tokens} generated, {m.forced_tokens} forced, {m.seconds * 1e3:.1f} ms"
+                f"{indent}  measured: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached, "
+                f"{usage.completion_tokens} generated, {usage.forced_tokens} forced, {usage.seconds * 1e3:.1f} ms"
             )
     return "\n".join(lines)
 

@@ -6,9 +6,10 @@ Whoever waits here is woken by the next event, and by the failure of whatever wa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from radixlm.lang.errors import ProgramError, Unsupported
 from radixlm.lang.ir import (
@@ -20,6 +21,7 @@ from radixlm.lang.ir import (
     Event,
     Gen,
     Meta,
+    Node,
     Program,
     Reason,
     Select,
@@ -70,12 +72,15 @@ class Ledger:
             case EndEvent():
                 self.num_ended += 1
 
+    def missing(self, program: Program) -> Iterator[Node]:
+        """The nodes of this program whose values are not here."""
+        for branch, node in program.nodes():
+            if isinstance(node, Gen | Select | End | Reason) and (branch.id, node.name) not in self.values:
+                yield node
+
     def has_all(self, program: Program) -> bool:
         """Whether all that this program was to bring is here."""
-        values = (
-            (b.id, n.name) in self.values for b, n in program.nodes() if isinstance(n, Gen | Select | End | Reason)
-        )
-        return all(branch.id in self.contexts for branch in program.branches) and all(values)
+        return all(branch.id in self.contexts for branch in program.branches) and not any(self.missing(program))
 
     def fail(self, error: ProgramError) -> None:
         """Nothing more will come; the first error is the one that counts."""
@@ -104,7 +109,8 @@ class Ledger:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # a loop that was closed under its waiters
+                loop.call_soon_threadsafe(changed.set)
 
         with self._changed:
             self._watchers.append(wake)

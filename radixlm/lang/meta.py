@@ -12,7 +12,8 @@ from radixlm.types import Json
 
 def meta_info(metas: Sequence[Meta], usage: UsageEvent | None, method: str) -> Json | list[Json]:
     """One for each answer. `prompt_tokens` and `cached_tokens` are those of the request that the variable was part of."""
-    shown = [_chosen(meta, method) if method else _generated(meta, usage) for meta in metas]
+    counted = usage if usage is not None and len(usage.names) == len(metas) == 1 else None
+    shown = [_chosen(meta, method) if method else _generated(meta, usage, counted) for meta in metas]
     return shown[0] if len(shown) == 1 else shown
 
 
@@ -23,13 +24,15 @@ def chunk_meta(events: Sequence[TextEvent]) -> Json:
     return {**meta, "output_token_logprobs": _triples(scores)} if scores else meta
 
 
-def _generated(meta: Meta, usage: UsageEvent | None) -> Json:
+def _generated(meta: Meta, usage: UsageEvent | None, counted: UsageEvent | None) -> Json:
+    """`counted`: usage of this value alone, for servers that do not tell its tokens."""
+    count = meta.completion_tokens or (counted.completion_tokens if counted is not None else 0)
     reason: Json = {"type": meta.finish}
     if meta.finish == "stop":
         reason["matched"] = meta.matched
     elif meta.finish == "length":
-        reason["length"] = meta.completion_tokens
-    shown: Json = {"finish_reason": reason, "completion_tokens": meta.completion_tokens}
+        reason["length"] = count
+    shown: Json = {"finish_reason": reason, "completion_tokens": count}
     if usage is not None:
         shown |= {
             "prompt_tokens": usage.prompt_tokens,

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from radixlm.lang.api import SAMPLED, logprob_fields
 from radixlm.lang.errors import ProgramError
-from radixlm.lang.run import Settings
 from radixlm.options import nearest
 
 SAMPLING = {"max_new_tokens": "max_tokens", **{name: name for name in SAMPLED}}
 _LOGPROBS = ("return_logprob", "top_logprobs_num")
 _WITHOUT_EFFECT = ("logprob_start_len", "return_text_in_logprobs", "use_thread")
 _RUNNING = ("stream", "backend", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a `run` call says: sampling for every gen that says nothing else, and how to run."""
+
+    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    stream: bool = False
+    timeout_s: float | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    num_api_spec_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,10 @@ from radixlm.engine.typed import Kind, read
 from radixlm.errors import Aborted, Error, InvalidRequest, RequestTimeout
 from radixlm.lang.api import GenItem, Item, ReasonItem, RoleItem, SelectItem, items_of, sampling_of
 from radixlm.lang.backends.api import Backend
-from radixlm.lang.errors import ProgramError, TraceError
+from radixlm.lang.errors import ProgramError, TraceError, placed
 from radixlm.lang.explain import FORMS, Measure, draw, explained
 from radixlm.lang.ir import (
+    MAX_BRANCHES,
     Begin,
     Branch,
     Close,
@@ -41,9 +43,11 @@ from radixlm.lang.ir import (
     Ref,
     Select,
     Text,
+    describe,
 )
 from radixlm.lang.ledger import Ledger
-from radixlm.lang.tracer import Placeholder, line_of_program, node_of
+from radixlm.lang.options import Settings
+from radixlm.lang.tracer import Placeholder, line_of_program, node_of, run_of, value_of
 
 _flying: set[Future[None]] = set()
 
@@ -58,17 +62,6 @@ class Generated:
     method: str = ""  # of a select
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a `run` call says: sampling for every gen that says nothing else, and how to run."""
-
-    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    stream: bool = False
-    timeout_s: float | None = None
-    tools: tuple[dict[str, Any], ...] = ()
-    num_api_spec_tokens: int = 0
-
-
 @dataclass
 class Track:
     """One branch as it is recorded. `variables` are Generated, lists of them, or plain values."""
@@ -78,7 +71,7 @@ class Track:
     nodes: list[Node] = field(default_factory=list[Node])  # all of them
     num_sent: int = 0
     num_launched: int = 0  # flights that it was part of
-    in_message: bool = False
+    role: str = ""  # of the message that is open
     flight: Future[None] | None = None  # the last one
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -102,12 +95,14 @@ class Run:
         self.live = live
         self.ledger = Ledger(name)
         self.tracks = [Track(0, {})]
-        self.refusals, self.num_reads = list[TraceError](), 0  # what placeholders refused, and how many were given out
+        self.refusals: list[ProgramError] = []  # what could not be traced
+        self.num_reads = 0  # placeholders given out
         self.returned = False  # the program's function has returned
         self.writer: int | None = None  # the thread that runs it, where that is not the caller's
-        self._deadline = time.monotonic() + settings.timeout_s if settings.timeout_s is not None else None
+        self.deadline = time.monotonic() + (math.inf if settings.timeout_s is None else settings.timeout_s)
         self._num_flights = 0
         self._futures: list[Future[None]] = []
+        self._flown: list[Branch] = []
 
     # -- recording ----------------------------------------------------------------------------------------------------
 
@@ -123,9 +118,11 @@ class Run:
             raise self.error(error, line) from None
 
     def _item(self, track: Track, item: Item, line: int) -> None:
-        if isinstance(item, Placeholder):
-            node = node_of(item)
-            track.nodes.append(msgspec.structs.replace(node, line=line))
+        if isinstance(item, Placeholder) and run_of(item) is self and not self.live:
+            track.nodes.append(msgspec.structs.replace(node_of(item), line=line))
+        elif isinstance(item, Placeholder):
+            for known in items_of(value_of(item, "giving it to another program")):
+                self._item(track, known, line)
         elif isinstance(item, str):
             track.nodes.append(Text(text=item, line=line))
         elif isinstance(item, GenItem):
@@ -136,23 +133,23 @@ class Run:
             track.nodes.append(Select(name=key, options=item.options, line=line, **how))
             track.know(item.name, Generated(track.id, key, method=item.method.name))
         elif isinstance(item, RoleItem):
-            self._role(track, item.role, line)
+            self._role(track, item, line)
         else:
             self._reason(track, item, line)
 
     def _gen(self, track: Track, item: GenItem, line: int, name: str | None) -> str:
         key = self.key(track, item.name if name is None else name)
-        sampling = sampling_of({**self.settings.sampling, **item.fields})
+        sampling = sampling_of({**self.settings.sampling, **item.fields}, f"gen {key}")
         track.nodes.append(Gen(name=key, sampling=sampling, line=line))
         track.know(item.name, Generated(track.id, key, item.kind))
         return key
 
-    def _role(self, track: Track, role: str | None, line: int) -> None:
-        if (role is not None) == track.in_message:
-            rule = f"a {role} message begins inside another" if role else "a message ends that never began"
-            raise ProgramError(f"{rule}; each begins and ends once")
-        track.nodes.append(Close(line=line) if role is None else Open(role=role, line=line))
-        track.in_message = role is not None
+    def _role(self, track: Track, item: RoleItem, line: int) -> None:
+        if track.role != (item.role if item.ends else ""):
+            rule = "ends and never began" if item.ends else f"begins inside another, of {track.role}; end that first"
+            raise ProgramError(f"it {rule}", node=f"message of {item.role}")
+        track.nodes.append(Close(line=line) if item.ends else Open(role=item.role, line=line))
+        track.role = "" if item.ends else item.role
 
     def _reason(self, track: Track, item: ReasonItem, line: int) -> None:
         for inner in item.inner.items:
@@ -161,6 +158,8 @@ class Run:
                 continue
             name = inner.name or f"gen{len(track.nodes)}"
             source = self._gen(track, inner, line, f"{name}@raw")
+            if track.has_many(source):
+                raise ProgramError("separate_reasoning takes one answer; leave n out", node=f"gen {name}")
             key = self.key(track, name)
             track.nodes.append(Reason(name=key, source=source, model_type=item.model_type, line=line))
             track.know(name, Generated(track.id, key, inner.kind))
@@ -186,40 +185,42 @@ class Run:
     def fork(self, track: Track, count: int) -> list[Track]:
         """New branches that begin here."""
         line = line_of_program()
-        if count < 1:
-            raise self.error(ProgramError(f"fork of {count}; it must be at least 1"), line)
-        children = [
-            Track(len(self.tracks) + i, dict(track.variables), in_message=track.in_message) for i in range(count)
-        ]
+        if not isinstance(count, int) or not 1 <= count < MAX_BRANCHES:
+            rule = f"its size is {count!r}; it must be at least 1, and a program has at most {MAX_BRANCHES} branches"
+            raise self.error(ProgramError(rule, node="fork"), line)
+        children = [Track(len(self.tracks) + i, dict(track.variables), role=track.role) for i in range(count)]
         self.tracks += children
         track.nodes.append(Fork(children=tuple(child.id for child in children), line=line))
         return children
 
     def error(self, error: ProgramError, line: int) -> ProgramError:
-        """The same error with the program's name and line."""
-        if error.program:
-            return error
-        return type(error)(error.reason, program=self.name, line=error.line or line, node=error.node)
+        """The same error with the program's name and line, if it has none."""
+        return error if error.program else placed(error, program=self.name, line=line)
+
+    @property
+    def refusal(self) -> ProgramError | None:
+        """Why what was recorded is not the whole program."""
+        return self.error(self.refusals[0], 0) if self.refusals else None
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, variable: Any, name: str) -> Any:
-        """The value of a variable; a Placeholder while tracing."""
+        """The value of a variable; a Placeholder while tracing. Raises ProgramError for a text that is none of its type."""
         if type(variable) is list:  # not isinstance: a Placeholder refuses it
             return [self.read(item, name) for item in variable]
         if type(variable) is not Generated:
             return variable
         if not self.live:
             self.num_reads += 1
-            node = Ref(branch=variable.branch, name=variable.key)
-            return Placeholder(
-                node,
-                self.refusals,
-                is_text=variable.kind.is_text and not self.tracks[variable.branch].has_many(variable.key),
-            )
+            is_text = variable.kind.is_text and not self.tracks[variable.branch].has_many(variable.key)
+            return Placeholder(Ref(branch=variable.branch, name=variable.key), self, variable, is_text=is_text)
         where = variable.branch, variable.key
         self.flush_for(lambda: where in self.ledger.values)
-        return _typed(variable.kind, name, self.ledger.values[where])
+        kind, value = variable.kind, self.ledger.values[where]
+        try:
+            return [read(kind, text) for text in value] if isinstance(value, list) else read(kind, value)
+        except InvalidRequest as error:
+            raise placed(error, program=self.name, line=line_of_program(), node=f"read of {name}") from None
 
     def flush_for(self, ready: Any) -> None:
         """Sends what is recorded and waits. Raises the error that makes it impossible."""
@@ -254,30 +255,54 @@ class Run:
         """Whether all that was sent has come back."""
         return self.ledger.num_ended == self._num_flights
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the program has run to its end."""
+        return self.done and self.returned
+
     def is_landed(self, track: Track) -> bool:
         """Whether this branch has run to the end of what is recorded."""
         return track.num_sent == len(track.nodes) and self.ledger.landed[track.id] == track.num_launched > 0
 
-    def program(self) -> Program:
-        """All that is not sent yet, as one program. Counts it as sent."""
-        moved = [track for track in self.tracks if track.num_sent < len(track.nodes) or not track.num_launched]
+    @property
+    def _moved(self) -> list[Track]:
+        return [track for track in self.tracks if track.num_sent < len(track.nodes) or not track.num_launched]
+
+    def _unsent(self) -> tuple[Branch, ...]:
+        moved = self._moved
         forked = {child for t in moved for n in t.nodes[t.num_sent :] if isinstance(n, Fork) for child in n.children}
-        branches = []
-        for track in moved:
-            context = None if track.id in forked else self.ledger.contexts.get(track.id, Context())
-            branches.append(Branch(track.id, tuple(track.nodes[track.num_sent :]), context))
-            track.num_sent = len(track.nodes)
-            track.num_launched += 1
-        self._num_flights += 1
-        return self._of(tuple(branches))
+        return tuple(Branch(t.id, tuple(t.nodes[t.num_sent :]), None if t.id in forked else Context()) for t in moved)
 
     def whole(self) -> Program:
-        """All that was ever recorded, as one program."""
-        return self._of(tuple(Branch(t.id, tuple(t.nodes), None if t.id else Context()) for t in self.tracks))
+        """All that was ever recorded, as one program; a branch that was sent in several stretches is there as often."""
+        return self._of((*self._flown, *self._unsent()))
 
     def _of(self, branches: tuple[Branch, ...]) -> Program:
         how, ahead = self.settings, self.settings.num_api_spec_tokens
         return Program(name=self.name, branches=branches, stream=how.stream, tools=how.tools, num_api_spec_tokens=ahead)
+
+    def take(self) -> tuple[Program, list[Future[None]]]:
+        """All that is not sent yet, as one program, and the flights that it goes on from. Counts it as sent."""
+        branches, moved = self._unsent(), self._moved
+        self._flown += branches
+        self._num_flights += 1
+        for track in moved:
+            track.num_sent = len(track.nodes)
+            track.num_launched += 1
+        earlier = {id(track.flight): track.flight for track in moved if track.flight is not None}
+        return self._of(branches), list(earlier.values())
+
+    async def rebased(self, program: Program, earlier: list[Future[None]]) -> Program:
+        """What `take` gave, with the contexts that the flights before it bring."""
+        for future in earlier:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(asyncio.wrap_future(future))
+        contexts = self.ledger.contexts
+        branches = tuple(
+            branch if branch.context is None else Branch(branch.id, branch.nodes, contexts.get(branch.id, Context()))
+            for branch in program.branches
+        )
+        return msgspec.structs.replace(program, branches=branches)
 
     def finish(self) -> None:
         """The program's function has returned: sends what is left."""
@@ -285,70 +310,50 @@ class Run:
         self.returned = True
         self.ledger.touch()
 
-    def follow(self, future: Future[None], branches: list[int] | None = None) -> None:
+    def flush(self) -> None:
+        """Sends all that is recorded and not sent."""
+        if self._moved and self.ledger.error is None:
+            assert self.backend is not None, "a live run has a backend"
+            launch(self.backend, [self])
+
+    def follow(self, future: Future[None], program: Program) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""
         self._futures.append(future)
         _flying.add(future)  # event loops hold tasks weakly; a flight goes on though its state is dropped
         future.add_done_callback(_flying.discard)
-        for track in self.tracks:
-            if branches is None or track.id in branches:
-                track.flight = future
+        for branch in program.branches:
+            self.tracks[branch.id].flight = future
         future.add_done_callback(self._over)
-
-    def flush(self) -> None:
-        """Sends all that is recorded and not sent."""
-        moved = [track for track in self.tracks if track.num_sent < len(track.nodes) or not track.num_launched]
-        if not moved or self.ledger.error is not None:
-            return
-        assert self.backend is not None, "a live run has a backend"
-        earlier = {id(track.flight): track.flight for track in moved if track.flight is not None}
-        pending = self.program()
-        try:
-            future = self.backend.submit(self._fly(self.backend, pending, list(earlier.values())))
-        except Error as error:
-            self.ledger.fail(ProgramError(error.message, program=self.name, cause=error))
-            return
-        self.follow(future, [branch.id for branch in pending.branches])
-
-    async def _fly(self, backend: Backend, program: Program, earlier: list[Future[None]]) -> None:
-        """On the backend's loop: after the flights that bring the contexts this one goes on from."""
-        for future in earlier:
-            with contextlib.suppress(Exception):
-                await asyncio.shield(asyncio.wrap_future(future))
-        if self.ledger.error is not None:
-            return
-        contexts = self.ledger.contexts
-        branches = tuple(
-            branch if branch.context is None else Branch(branch.id, branch.nodes, contexts.get(branch.id, Context()))
-            for branch in program.branches
-        )
-        await fly(backend, [msgspec.structs.replace(program, branches=branches)], [self])
-
-    @property
-    def time_left_s(self) -> float | None:
-        """Until the deadline."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def cancel(self, why: str = "cancelled") -> None:
         """Ends the run: whoever waits gets an error, requests are aborted."""
-        self.ledger.fail(ProgramError(f"the run was {why}", program=self.name, cause=Aborted(why)))
+        self.fail(Aborted(f"the run was {why}"))
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more comes, and whoever waits is told why, and what it was that did not come."""
+        node = next(self.ledger.missing(self.whole()), None)
+        where = {"line": node.line, "node": describe(node)} if node is not None else {}
+        self.ledger.fail(placed(error, program=self.name, **where))
         for future in self._futures:
             future.cancel()
 
     def _over(self, future: Future[None]) -> None:
-        if future.cancelled():
-            self.ledger.fail(ProgramError("the run was cancelled", program=self.name, cause=Aborted("cancelled")))
-        elif (error := future.exception()) is not None:
-            cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
-            self.ledger.fail(ProgramError(cause.message, program=self.name, cause=cause))
+        error = Aborted("the run was cancelled") if future.cancelled() else future.exception()
+        if isinstance(error, Exception) and not self.done:
+            self.fail(error)
 
 
-def _typed(kind: Kind, name: str, value: str | list[str]) -> Any:
-    """The value that a text stands for, or each of a list. Raises ProgramError for none, as a text that was cut off may be."""
+def launch(backend: Backend, runs: Sequence[Run]) -> None:
+    """Sends what these runs have recorded, together. Raises ProgramError if the backend takes nothing any more."""
+    taken = [run.take() for run in runs]
     try:
-        return [read(kind, text) for text in value] if isinstance(value, list) else read(kind, value)
-    except InvalidRequest as error:
-        raise ProgramError(f"{name}: {error.message}") from None
+        future = backend.submit(_fly(backend, taken, runs))
+    except Error as error:
+        for run in runs:
+            run.fail(error)
+        raise placed(error, program=runs[0].name) from error
+    for run, (program, _) in zip(runs, taken):
+        run.follow(future, program)
 
 
 def explain(run: Run, form: str) -> str:
@@ -357,20 +362,22 @@ def explain(run: Run, form: str) -> str:
         raise ProgramError(f"form is {form}; it must be one of {', '.join(FORMS)}, or FILE.png", program=run.name)
     program = run.whole()
     measure = run.backend.measure(program) if run.backend is not None else Measure()
-    plan = explained(program, measure, run.ledger.usages)
+    why = f"line {refusal.line}: {refusal.reason}" if (refusal := run.refusal) is not None else ""
+    plan = explained(program, measure, run.ledger.usages, why)
     if form in FORMS:
         return FORMS[form](plan)
     draw(plan, Path(form))
     return form
 
 
-async def fly(backend: Backend, programs: list[Program], runs: list[Run]) -> None:
+async def _fly(backend: Backend, taken: Sequence[tuple[Program, list[Future[None]]]], runs: Sequence[Run]) -> None:
     """Runs programs and hands each run its events. Raises RequestTimeout once the first deadline has passed."""
-    left = [run.time_left_s for run in runs if run.time_left_s is not None]
+    programs = [await run.rebased(program, earlier) for run, (program, earlier) in zip(runs, taken)]
+    left_s = min(run.deadline for run in runs) - time.monotonic()
     num_open = len(runs)
     try:
         async with (
-            asyncio.timeout(min(left) if left else None),
+            asyncio.timeout(left_s if left_s < math.inf else None),
             contextlib.aclosing(backend.execute(programs)) as events,
         ):
             async for event in events:

@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from radixlm.lang.api import Expression, RoleItem, message
 from radixlm.lang.errors import ProgramError
-from radixlm.lang.ir import Ref, TextEvent
+from radixlm.lang.ir import TextEvent
 from radixlm.lang.meta import chunk_meta, meta_info
 from radixlm.lang.run import Generated, Run, Track, explain
 from radixlm.lang.sequence import Sequence as Held
-from radixlm.lang.tracer import Placeholder, line_of_program
+from radixlm.lang.tracer import Placeholder, line_of_program, node_of, value_of, variable_of
 
 
 class ProgramState:
@@ -26,8 +26,6 @@ class ProgramState:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def __iadd__(self, other: Any) -> Self:
-        if other is None:
-            raise ValueError("None was added to a program; did a function forget to return?")
         self._run.record(self._track, other)
         return self
 
@@ -52,7 +50,7 @@ class ProgramState:
     def _message(self, role: str) -> Iterator[None]:
         self._run.record(self._track, Expression(RoleItem(role)))
         yield
-        self._run.record(self._track, Expression(RoleItem(None)))
+        self._run.record(self._track, Expression(RoleItem(role, ends=True)))
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
@@ -152,17 +150,11 @@ class ProgramState:
 
     def _value(self, value: Any) -> Any:
         if type(value) is Placeholder:
-            node = object.__getattribute__(value, "_node")
-            assert isinstance(node, Ref), "arguments are bound before a program runs"
-            return self._run.read(self._generated(node), node.name)
+            known = variable_of(value)  # none of an argument that was open when the program was compiled
+            return value_of(value, "returning it") if known is None else self._run.read(known, node_of(value).name)
         if type(value) in (list, tuple):
             return type(value)(self._value(item) for item in value)
         return {key: self._value(item) for key, item in value.items()} if type(value) is dict else value
-
-    def _generated(self, node: Ref) -> Generated:
-        known = self._run.tracks[node.branch].variables.values()
-        found = (v for v in known if type(v) is Generated and (v.branch, v.key) == (node.branch, node.name))
-        return next(found, Generated(node.branch, node.name))
 
     def _settle(self, what: str) -> None:
         self._run.refuse_live(what)
@@ -182,98 +174,56 @@ class ProgramState:
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """Text as it comes, all of it or that of one variable; without stream=True in one piece."""
-        feed = self._feed(var_name)
-        while (event := feed.next()) is not _END:
-            if event is None:
-                self._run.wait(feed.ready)
-            elif event.text:
-                yield event.text
+        for piece in self._pieces(var_name):
+            if not isinstance(piece, TextEvent):
+                self._run.wait(piece)
+            elif piece.text:
+                yield piece.text
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
         """`text_iter` for event loops; with `return_meta_data` each piece comes with the meta information so far."""
-        feed, told = self._feed(var_name), list[TextEvent]()
-        while (event := feed.next()) is not _END:
-            if event is None:
-                await self._run.ledger.wait_async(feed.ready)
+        told: list[TextEvent] = []
+        for piece in self._pieces(var_name):
+            if not isinstance(piece, TextEvent):
+                await self._run.ledger.wait_async(piece)
             elif return_meta_data:
-                told.append(event)
-                yield event.text, chunk_meta(told)
-            elif event.text:
-                yield event.text
+                told.append(piece)
+                yield piece.text, chunk_meta(told)
+            elif piece.text:
+                yield piece.text
 
-    def _feed(self, var_name: str | None) -> _Feed:
-        self._run.refuse_live("streaming")
-        if self._run.is_written:
-            self._run.flush()
-        return _Feed(self._run, self, var_name)
+    def _pieces(self, name: str | None) -> Iterator[TextEvent | Callable[[], bool]]:
+        """Text events in order; before each that is not there yet, what to wait for."""
+        run, ledger, track = self._run, self._run.ledger, self._track
+        run.refuse_live("streaming")
+        if run.is_written:
+            run.flush()
+        variable = Generated(track.id, "")
+        if name is not None:
+            yield lambda: name in track.variables or run.is_written
+            self._known(name)
+            variable = self._generated_of(name)
+        where = variable.branch, variable.key
+        events, place, num_told = ledger.texts[variable.branch], 0, 0
 
+        def is_whole() -> bool:
+            return where in ledger.values if name is not None else run.is_written and run.is_landed(track)
 
-_END = object()
+        def is_ready() -> bool:
+            return len(events) > place or is_whole()
 
-
-class _Feed:
-    """Reads a branch's text events in order. `next` gives an event, None if it must wait until `ready`, or _END."""
-
-    def __init__(self, run: Run, state: ProgramState, name: str | None) -> None:
-        self._run = run
-        self._state = state
-        self._name = name
-        self._place = 0
-        self._spoke = False
-
-    def ready(self) -> bool:
-        """Whether `next` would give something."""
-        return self._variable is not None and (len(self._events) > self._place or self._complete)
-
-    def next(self) -> Any:
-        """See the class."""
-        variable = self._variable
-        if variable is None:
-            return None if self._run.ledger.error is None else self._state.get_var(str(self._name))
-        complete, events = self._complete, self._events  # in this order: nothing follows once it is complete
-        while self._place < len(events):
-            event = events[self._place]
-            self._place += 1
-            if self._name is None or event.name == variable.key:
-                self._spoke = True
-                return event
-        if self._spoke and complete:
-            return _END
-        if self._run.ledger.error is not None:
-            raise self._run.ledger.error
-        return self._rest(variable) if complete else None
-
-    @property
-    def _variable(self) -> Generated | None:
-        """What is read; None if the program has not written it yet."""
-        if self._name is None:
-            return Generated(self._state._track.id, "")
-        if self._name in self._state._track.variables or self._run.is_written:
-            self._state._known(self._name)
-            return self._state._generated_of(self._name)
-        return None
-
-    @property
-    def _events(self) -> list[TextEvent]:
-        variable = self._variable
-        return [] if variable is None else self._run.ledger.texts[variable.branch]
-
-    @property
-    def _complete(self) -> bool:
-        variable = self._variable
-        if variable is None:
-            return False
-        if self._name is not None:
-            return (variable.branch, variable.key) in self._run.ledger.values
-        return self._run.is_written and self._run.is_landed(self._state._track)
-
-    def _rest(self, variable: Generated) -> TextEvent:
-        """The whole text at once, where nothing was streamed."""
-        ledger = self._run.ledger
-        named = ledger.values[variable.branch, variable.key] if self._name is not None else None
-        text = ledger.contexts[variable.branch].text if named is None else named
-        self._spoke = True
-        return TextEvent(0, variable.branch, text if isinstance(text, str) else text[0], variable.key)
+        whole = False
+        while not whole:
+            yield is_ready
+            whole = is_whole()  # asked first: nothing comes after that
+            news = events[place:]
+            place += len(news)
+            own = [event for event in news if name is None or event.name == variable.key]
+            num_told += len(own)
+            yield from own
+        if not num_told:  # nothing was streamed
+            text = ledger.values[where] if name is not None else ledger.contexts[variable.branch].text
+            yield TextEvent(0, variable.branch, text if isinstance(text, str) else text[0], variable.key)
 
 
 class ProgramStateGroup:
@@ -295,7 +245,7 @@ class ProgramStateGroup:
         elif mode == "concate_and_append":
             self._append()
         else:
-            raise ProgramError(f"join mode is {mode}; it must be gather_variable or concate_and_append")
+            raise ProgramError(f"mode is {mode}; it must be gather_variable or concate_and_append", node="join")
 
     def _gather(self) -> None:
         found: dict[str, list[Any]] = {}

@@ -11,9 +11,9 @@ import dis
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
-from radixlm.lang.errors import TraceError
+from radixlm.lang.errors import ProgramError, TraceError
 from radixlm.lang.ir import Argument, Ref
 
 _OURS = (str(Path(__file__).parent), contextlib.__file__)
@@ -38,50 +38,71 @@ def catching_line(function: Callable[..., Any]) -> int:
     return 0
 
 
+class Tracing(Protocol):
+    """The run that a placeholder belongs to. `live`: it runs, so that its values can be waited for."""
+
+    live: bool
+    refusals: list[ProgramError]
+
+    def read(self, variable: Any, name: str) -> Any: ...
+
+
 class Placeholder:
     """A generated value (`Ref`) or an argument (`Argument`) that is not there yet. `is_text`: it may be added to text.
 
-    What is refused is also written to `refusals`: a program that swallows the exception is found out all the same.
+    What is refused is also written to the run's `refusals`: a program that swallows the exception is found out all the
+    same. One that was kept until its program runs does what its value does.
     """
 
-    __slots__ = ("_is_text", "_node", "_refusals")
+    __slots__ = ("_is_text", "_node", "_run", "_variable")
 
-    def __init__(self, node: Ref | Argument, refusals: list[TraceError], *, is_text: bool = True) -> None:
+    def __init__(self, node: Ref | Argument, run: Tracing, variable: Any = None, *, is_text: bool = True) -> None:
         object.__setattr__(self, "_node", node)
-        object.__setattr__(self, "_refusals", refusals)
+        object.__setattr__(self, "_run", run)
+        object.__setattr__(self, "_variable", variable)
         object.__setattr__(self, "_is_text", is_text)
 
     def __add__(self, other: Any) -> Any:
         from radixlm.lang.api import Expression, items_of  # the two define each other
 
+        if run_of(self).live:
+            return value_of(self, "+") + other
         return Expression(_text_of(self), *items_of(other))
 
     def __radd__(self, other: Any) -> Any:
         from radixlm.lang.api import Expression, items_of
 
+        if run_of(self).live:
+            return other + value_of(self, "+")
         return Expression(*items_of(other), _text_of(self))
 
-    def __getattr__(self, name: str) -> NoReturn:
-        _refuse(self, f".{name}")
+    def __getattr__(self, name: str) -> Any:
+        return getattr(value_of(self, f".{name}"), name)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        _refuse(self, f".{name} = ...")
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(value_of(self, f".{name} = ..."), name, value)
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  isinstance(value, str) must not quietly say no
-        _refuse(self, "isinstance()")
+        return type(value_of(self, "isinstance()"))
 
 
-def _refuse(self: Placeholder, what: str) -> NoReturn:
-    node = node_of(self)
-    error = TraceError(f"{what} needs the value of {node.name}, which is not there yet", line=line_of_program())
-    object.__getattribute__(self, "_refusals").append(error)
+def value_of(self: Placeholder, what: str) -> Any:
+    """The value, if its program runs. Else this use of it is refused: TraceError, or ProgramError for an open argument."""
+    run, node = run_of(self), node_of(self)
+    if run.live:
+        return run.read(object.__getattribute__(self, "_variable"), node.name)
+    if isinstance(node, Ref):
+        error = TraceError(f"{what} needs the value of {node.name}, which is not there yet", line=line_of_program())
+    else:
+        error = ProgramError(f"{what} needs the argument {node.name}, which is not given", line=line_of_program())
+    run.refusals.append(error)
     raise error
 
 
 def _text_of(self: Placeholder) -> Placeholder:
     if not object.__getattribute__(self, "_is_text"):
-        _refuse(self, "adding it to text")
+        value_of(self, "adding it to text")
     return self
 
 
@@ -90,17 +111,26 @@ def node_of(placeholder: Placeholder) -> Ref | Argument:
     return object.__getattribute__(placeholder, "_node")
 
 
-def _refusing(name: str) -> Any:
-    def refuse(self: Placeholder, *_: object) -> NoReturn:
-        _refuse(self, name)
-
-    return refuse
+def run_of(placeholder: Placeholder) -> Tracing:
+    """The run that gave it out."""
+    return object.__getattribute__(placeholder, "_run")
 
 
-_REFUSED = (
+def variable_of(placeholder: Placeholder) -> Any:
+    """The variable of its run that it was read from."""
+    return object.__getattribute__(placeholder, "_variable")
+
+
+def _deferring(name: str) -> Any:
+    does = _CONVERSIONS.get(name, lambda value, *given: getattr(value, name)(*given))
+    return lambda self, *given: does(value_of(self, name), *given)
+
+
+_CONVERSIONS: dict[str, Callable[..., Any]] = {"__bool__": bool, "__int__": int, "__float__": float}
+_DEFERRED = (
     "__bool__ __len__ __iter__ __contains__ __getitem__ __str__ __repr__ __format__ __bytes__ __eq__ __ne__ __lt__ __le__ "
     "__gt__ __ge__ __hash__ __int__ __float__ __index__ __complex__ __call__ __mul__ __rmul__ __mod__ __sub__ __neg__ "
     "__round__ __enter__ __next__ __truediv__ __floordiv__ __and__ __or__ __reversed__ __setitem__ __delitem__ __fspath__"
 )
-for _name in _REFUSED.split():
-    setattr(Placeholder, _name, _refusing(_name))
+for _name in _DEFERRED.split():
+    setattr(Placeholder, _name, _deferring(_name))

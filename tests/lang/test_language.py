@@ -123,7 +123,7 @@ def test_a_plan_is_compiled_once_and_run_with_many_arguments(backend):
     for question in ("cats", "dogs"):
         assert plan.run(question=question).text() == two_stage.run(question, backend=backend, temperature=0).text()
     told = plan.explain()
-    assert "1 requests" in told and "forced" in told and "argument question" in told
+    assert "1 request," in told and "forced" in told and "argument question" in told
     assert '"kind":"forced"' in plan.explain("json")
     assert plan.explain("mermaid").startswith("flowchart TD")
     measured = two_stage.run("cats", backend=backend, temperature=0).explain()
@@ -312,7 +312,8 @@ def test_dtype_keeps_the_stops_it_is_given():
     ("write", "told"),
     [
         (lambda s: s.__iadd__(s["nothing"]), "there is no variable nothing"),
-        (lambda s: s.__iadd__(3), "a int cannot be added"),
+        (lambda s: s.__iadd__(3), "type int cannot be added"),
+        (lambda s: s.__iadd__(None), "None was added"),
         (lambda s: s.__iadd__(sgl.select("x", [])), "no choices"),
         (lambda s: s.__iadd__(sgl.select("x", ["a", "a"])), "the same choice twice"),
         (lambda s: s.__iadd__(sgl.user(sgl.user("x"))), "begins inside another"),
@@ -401,8 +402,6 @@ def test_arguments_are_checked(backend):
             call()
     with pytest.raises(sgl.ProgramError, match="did you mean temperature"):
         two_stage.run("a", temprature=1, backend=backend)
-    with pytest.raises(ValueError, match="None"):
-        sgl.function(lambda s: s.__iadd__(None)).run(backend=backend)
     assert two_stage.run_batch([], backend=backend) == []
     bound = two_stage.bind(question="cats")
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import subprocess
 import threading
@@ -10,7 +11,6 @@ import time
 from collections import deque
 from typing import Any, Self
 
-from radixlm.engine.llm import LLM
 from radixlm.engine.results import Choice
 from radixlm.errors import StartError
 from radixlm.killable import command_of
@@ -25,8 +25,8 @@ class Engine(LocalBackend):
     """A model in this process: generates, and is a backend of programs. Options are those of LLM."""
 
     def __init__(self, model_path: str | None = None, **options: Any) -> None:
-        self.llm = LLM(model_path, **options)
-        super().__init__(host=self.llm)
+        super().__init__(model_path, **options)
+        self.llm = self.host
 
     def generate(
         self,
@@ -52,9 +52,7 @@ class Engine(LocalBackend):
 
     def shutdown(self) -> None:
         """Ends the engine."""
-        self.llm.close()
-
-    close = shutdown
+        self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,21 +67,21 @@ class Runtime(RuntimeEndpoint):
     def __init__(
         self, model_path: str | None = None, log_level: str = "error", launch_timeout: float = 300.0, **options: Any
     ) -> None:
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        words = [word for name, value in options.items() for word in _words(name.replace("_", "-"), value)]
         named = [model_path] if model_path else []
         command = [*command_of("radixlm"), "serve", *named, "--port=0", f"--log-level={log_level}", *words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        atexit.register(self.shutdown)
         self._errors: deque[str] = deque(maxlen=20)
-        self._collector = threading.Thread(target=self._collect, daemon=True)
+        self._collector = threading.Thread(target=self._errors.extend, args=[self._process.stderr], daemon=True)
         self._collector.start()
         watch = threading.Timer(launch_timeout, self._process.kill)
         watch.start()
         try:
             self.url = self._listening()
             super().__init__(self.url)
-            while (
-                self.submit(self.address.ask("GET", "/ready")).result().status != 200
-            ):  # it listens before it can answer
+            # it listens before it can answer
+            while self.submit(self.address.ask("GET", "/ready")).result().status != 200:
                 time.sleep(0.02)
         finally:
             watch.cancel()
@@ -107,14 +105,11 @@ class Runtime(RuntimeEndpoint):
 
     def shutdown(self) -> None:
         """Ends the server; open requests may finish."""
+        atexit.unregister(self.shutdown)
         self._process.terminate()
         self._process.wait()
 
     close = shutdown
-
-    def _collect(self) -> None:
-        assert self._process.stderr is not None, "its errors come through a pipe"
-        self._errors.extend(self._process.stderr)
 
     def _listening(self) -> str:
         assert self._process.stdout is not None, "its panel comes through a pipe"
@@ -125,6 +120,15 @@ class Runtime(RuntimeEndpoint):
             raise StartError(f"the server did not start: {''.join(self._errors)[-500:]}")
         threading.Thread(target=self._process.stdout.read, daemon=True).start()  # a full pipe would stop it
         return url
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """An option as it is typed: nothing for None, and for a `disable-...` that is False."""
+    if value is None or (value is False and flag.startswith("disable")):
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}={value}"]
 
 
 def _params(sampling_params: Json | None) -> Json:

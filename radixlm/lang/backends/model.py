@@ -15,8 +15,9 @@ from radixlm.engine.frontend import Frontend
 from radixlm.engine.output import Delta
 from radixlm.engine.scripts import kept_tokens
 from radixlm.engine.validate import MAX_PARTS, GenerateRequest, Stretch
-from radixlm.errors import Error
+from radixlm.errors import Error, InvalidRequest
 from radixlm.lang.chat import TemplateChat
+from radixlm.lang.execute import Scores
 from radixlm.lang.ir import Close, Context, Open, Program, Text
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
@@ -156,7 +157,7 @@ class EngineModel:
             room -= len(literal) + (most or 0)
             if count and (room < 0 or not most or not literal):
                 return count
-            if most is None:
+            if not most:
                 return 1
         return len(parts)
 
@@ -174,25 +175,33 @@ class EngineModel:
                     delta.kept = kept_tokens(tokens[delta.index], sampling, delta.finish, frontend.tokenizer)
                 yield delta
 
-    async def score(
-        self, before: Held, options: Sequence[str], *, alone: bool
-    ) -> tuple[list[tuple[TokenLogprobs, ...]], list[tuple[TokenLogprobs, ...]]]:
+    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> tuple[Scores, Scores]:
         """As `Model.score`. An option is tokenised together with the text before it; what all options begin with is prompt."""
         base = self.tokens(before)
+        if not base:
+            raise InvalidRequest(
+                "nothing stands before the choices that could make one likelier; write some text first"
+            )
         sequences = [self.tokens(before, option) for option in options]
         start = min(len(base), *(_common(base, sequence) for sequence in sequences))
         start = min(start, *(len(sequence) - 1 for sequence in sequences))
-        wanted = {tuple(sequence): start for sequence in sequences}
-        bare = [sequence[start:] for sequence in sequences]
-        asked = [(list(sequence), max(1, start)) for sequence in _leaves(list(wanted))]
-        num_given = len(asked)
-        if alone:
-            asked += [(list(sequence), 1) for sequence in _leaves([tuple(b) for b in bare]) if len(sequence) > 1]
-        answers = await asyncio.gather(*(self._scores(tokens, first) for tokens, first in asked))
-        given = [_found(s, max(1, start), asked[:num_given], answers) for s in sequences]
         if not alone:
-            return given, []
-        return given, [(TokenLogprobs(b[0], 0.0), *_found(b, 1, asked[num_given:], answers[num_given:])) for b in bare]
+            return await self._scored(sequences, max(1, start)), []
+        bare = [sequence[start:] for sequence in sequences]
+        given, without = await asyncio.gather(self._scored(sequences, max(1, start)), self._scored(bare, 1))
+        return given, [(TokenLogprobs(tokens[0], 0.0), *scores) for tokens, scores in zip(bare, without)]
+
+    async def _scored(self, sequences: Sequence[list[int]], start: int) -> Scores:
+        """Log probabilities from position `start` on; one that begins another is scored together with it."""
+        ordered = sorted(sequence for sequence in sequences if len(sequence) > start)
+        leaves = [s for s, after in zip(ordered, [*ordered[1:], []]) if after[: len(s)] != s]
+        scores = await asyncio.gather(*(self._scores(leaf, start) for leaf in leaves))
+
+        def of(sequence: list[int]) -> tuple[TokenLogprobs, ...]:
+            found = (s for leaf, s in zip(leaves, scores) if leaf[: len(sequence)] == sequence)
+            return tuple(next(found, ())[: max(0, len(sequence) - start)])
+
+        return [of(sequence) for sequence in sequences]
 
     async def _scores(self, tokens: list[int], start: int) -> list[TokenLogprobs]:
         sampling = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=start)
@@ -226,19 +235,3 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
         if a != b:
             return index
     return min(len(left), len(right))
-
-
-def _leaves(sequences: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The leaves of the trie of these sequences: one that begins another is scored together with it."""
-    ordered = sorted(set(sequences))
-    return [s for s, after in zip(ordered, [*ordered[1:], ()]) if after[: len(s)] != s]
-
-
-def _found(
-    sequence: list[int], start: int, asked: list[tuple[list[int], int]], answers: Sequence[list[TokenLogprobs]]
-) -> tuple[TokenLogprobs, ...]:
-    """The scores of a sequence from position `start` on, out of those of the leaf it leads to."""
-    for (tokens, first), scores in zip(asked, answers):
-        if tokens[: len(sequence)] == sequence:
-            return tuple(scores[start - first : len(sequence) - first])
-    return ()

@@ -13,6 +13,7 @@ from radixlm.lang.backends.api import ServerBackend
 from radixlm.lang.backends.speculative import Speculative
 from radixlm.lang.errors import Unsupported
 from radixlm.lang.execute import Model, execute
+from radixlm.lang.explain import MAX_PARTS, Measure
 from radixlm.lang.ir import Event, Program
 from radixlm.types import Finish, SamplingParams
 
@@ -43,6 +44,11 @@ class RemoteBackend(ServerBackend):
         num_tokens = max((program.num_api_spec_tokens for program in programs), default=0)
         model = Speculative(self.model, num_tokens, continues=self._continues) if num_tokens else self.model
         return execute(model, programs)
+
+    def measure(self, program: Program) -> Measure:
+        """As `Backend.measure`: characters, and requests as this server takes them."""
+        one_by_one = not program.num_api_spec_tokens
+        return Measure(max_parts=self.model.max_parts if one_by_one else MAX_PARTS, across_messages=False)
 
 
 def fields_of(sampling: SamplingParams, names: dict[str, str], who: str) -> dict[str, Any]:

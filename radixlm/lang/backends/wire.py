@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from radixlm.errors import Error, NotReady
+from radixlm.errors import Error, InvalidRequest, NotReady
 
 
 class _Failure(msgspec.Struct):
@@ -57,11 +57,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Address:
-    """A server. `timeout_s`: until an answer begins, and goes on. Raises ValueError for what is no http(s) URL."""
+    """A server. `timeout_s`: until an answer begins, and goes on. Raises InvalidRequest for what is no http(s) URL."""
 
     url: str
     key: str = ""
     timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidRequest(f"url is {self.url!r}; it must be like http://127.0.0.1:30000")
 
     async def get(self, path: str) -> Any:
         """The JSON of an answer."""
@@ -104,9 +109,8 @@ class Address:
             context = ssl.create_default_context() if secure else None
             reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=1 << 20)
         except OSError as error:
-            reason = (
-                os.strerror(error.errno) if error.errno and error.errno > 0 else error
-            )  # asyncio's own words hide it
+            # asyncio's own words hide it
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
             raise NotReady(f"{self.url} does not answer: {reason}") from None
         try:
             writer.write(self._head(method, parts, path, len(body)) + body)
