@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -31,6 +34,19 @@ def free_bytes() -> int:
 def total_bytes() -> int:
     """All memory of the device."""
     return torch.cuda.mem_get_info()[1]
+
+
+@contextlib.contextmanager
+def capture(recording: torch.cuda.graph) -> Iterator[None]:
+    """Records what is launched within. Nothing is collected meanwhile: memory or graphs given back would spoil the record."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with recording:
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Upload:

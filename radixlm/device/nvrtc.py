@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -42,7 +43,9 @@ class _Launch(ctypes.Structure):
 
 
 class Function:
-    """A kernel whose arguments are structures. Launches can be captured in a CUDA graph."""
+    """A kernel whose arguments are structures. Launches can be captured in a CUDA graph. While `paused` they do nothing."""
+
+    paused: ClassVar[bool] = False
 
     def __init__(self, image: bytes, name: str, threads: int, shared_bytes: int, *, cluster: int = 1) -> None:
         module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
@@ -56,6 +59,8 @@ class Function:
 
     def launch(self, programs: int, *arguments: ctypes.Structure) -> None:
         """On the current stream, as soon as the kernel before lets it start (see `radixlm.ops.triton_launch`)."""
+        if self.paused:
+            return
         stream = torch.cuda.current_stream().cuda_stream
         launch = _Launch((programs, 1, 1), (self._threads, 1, 1), self._shared_bytes, stream, self._attributes, 2)
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))

@@ -10,14 +10,20 @@ waited before it released.
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from typing import TypedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypedDict
 
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from radixlm.device.nvrtc import Function
 
 
 class LaunchOptions(TypedDict):
@@ -53,6 +59,27 @@ def launch_options(device: torch.device) -> LaunchOptions:
     """Dependent launch exists from compute capability 9.0 on, and not in Triton's interpreter."""
     overlap = device.type == "cuda" and not interpreted() and torch.cuda.get_device_capability(device)[0] >= 9
     return {"OVERLAP": overlap, "launch_pdl": overlap}
+
+
+@contextlib.contextmanager
+def compile_together() -> Iterator[None]:
+    """Kernels launched within for the first time do not run: they are compiled at its end, side by side instead of in turn.
+
+    Nor do those in CUDA C++, which would take what the others leave undone for addresses.
+    """
+    met: dict[str, Callable[[str], object]] = {}
+
+    def note(**kernel: Any) -> bool:
+        met[kernel["compile"]["specialization_data"]] = kernel["fn"].jit_function.preload
+        return True  # no compilation here, and so no launch
+
+    knobs.runtime.jit_cache_hook, Function.paused = note, True
+    try:
+        yield
+    finally:
+        knobs.runtime.jit_cache_hook, Function.paused = None, False
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda data: met[data](data), met))
 
 
 @functools.cache

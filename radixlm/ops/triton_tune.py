@@ -21,27 +21,29 @@ from typing import TypeVar
 import torch
 import triton
 
+from radixlm.device.cuda import capture
 from radixlm.ops import cublaslt, hopper_linear
 from radixlm.ops.cublaslt import Shape
 from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.triton_fused import norm, silu_mul
+from radixlm.ops.triton_launch import compile_together
 from radixlm.ops.triton_linear import Tiling
 from radixlm.ops.triton_products import Kernel, multiply, suits
 
 _T = TypeVar("_T")
 
-ROW_BLOCKS = (1, 32, 64, 96, 128, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
-"""Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last.
+ROW_BLOCKS = (1, 32, 64, 96, 128, 1536, 2048)
+"""Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
 
-Above 256 tiles fit some counts well and others badly: at 320 rows the best for 2,048 take up to three times as long as others."""
+MIDDLE = 1536
+"""Up to so many rows, and above the block before, the library's picks are taken unmeasured: tiles fit some counts well and others
+badly, it knows which, and at 320 rows the best for 2,048 take up to three times as long."""
 
 Choice = tuple[Kernel, ...]
 """The kernel for each of ROW_BLOCKS."""
 
 HEAD_BYTES = 512 << 20
-"""Larger weights are heads, which multiply sampling rows only: they are not tuned for more than MAX_HEAD_ROWS."""
-
-MAX_HEAD_ROWS = 256
+"""Larger weights are heads, which multiply sampling rows only: they are not tuned for more than MIDDLE."""
 
 MARGIN = 0.98
 """What is taken instead of the library's choice must need at most this share of its time: less is within the noise."""
@@ -49,12 +51,7 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-VARIANTS = {
-    64: Variant(64, 128, 4, 2),
-    128: Variant(128, 128, 6),
-    1024: Variant(128, 256, 4),
-    2048: Variant(128, 256, 4, multicast=2),
-}
+VARIANTS = {64: Variant(64, 128, 4, 2), 128: Variant(128, 128, 6), 2048: Variant(128, 256, 4, multicast=2)}
 """The same for `hopper_linear`, each for row counts up to its key. Few tiles are split."""
 
 MIN_PROGRAMS = 64
@@ -103,13 +100,17 @@ def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     if hopper_linear.works(weight.device):
         fit = (kernel for kernel in own_kernels if kernel.suits(weight, gated=gated))
         hopper_linear.load(fit, weight.dtype, gated=gated)
+    with compile_together():
+        for kernel in VECTORS:
+            if kernel.fits(*weight.shape):
+                multiply(norm(weight[:1], None, weight[0], 1.0)[0], weight, None, kernel)
     weights = [weight, *(weight.clone() for _ in range(min(_MAX_COPIES, _COLD_BYTES // weight.nbytes)))]
     return tuple(_fastest(weights, rows, gated=gated) for rows in ROW_BLOCKS)
 
 
 def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     """Measured behind a norm, as in a model: own kernels begin to read their weight while that still runs."""
-    if rows > MAX_HEAD_ROWS and weights[0].nbytes > HEAD_BYTES:
+    if rows == MIDDLE or (rows > MIDDLE and weights[0].nbytes > HEAD_BYTES):
         return None
     x = torch.randn((rows, weights[0].shape[1]), dtype=weights[0].dtype, device=weights[0].device)
     scale = torch.ones_like(x[0])
@@ -126,18 +127,21 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
 
     def fastest(kernels: Iterable[Kernel]) -> tuple[float, Kernel]:
         fit = [kernel for kernel in kernels if suits(weights[0], kernel, rows, gated=gated)]
-        finalists, ms = sorted(fit, key=lambda kernel: took_us(kernel, 0.0))[:_FINALISTS], 0.0
+        finalists, ms = fit, 0.0
+        if len(fit) > _FINALISTS:
+            finalists = sorted(fit, key=lambda kernel: took_us(kernel, ms))[:_FINALISTS]
         if rows == ROW_BLOCKS[-1]:
             ms = _LONG_MS
             for kernel in finalists:
                 took_us(kernel, ms)
         return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
+    offered = _algorithms(weights[0], rows)
     own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
-        return fastest((None, *_algorithms(weights[0], rows)))[1]
+        return fastest((None, *offered))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
-    library = fastest((None, *(_algorithms(weights[0], rows) if rows > COMPANY_ROWS else ())))
+    library = fastest((None, *(offered if rows > COMPANY_ROWS else ())))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
@@ -155,8 +159,7 @@ def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
 def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
     if not cublaslt.version():
         return ()
-    parts = _NEIGHBOURS if rows in (256, ROW_BLOCKS[-1]) else (1.0,)
-    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in parts)
+    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in _NEIGHBOURS)
     return dict.fromkeys(offer for shape in shapes for offer in cublaslt.offers(shape))
 
 
@@ -165,7 +168,7 @@ def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 
     compute(weights[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capture(torch.cuda.graph(graph)):
         for weight in weights:
             compute(weight)
     begun = time.perf_counter()

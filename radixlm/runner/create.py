@@ -73,7 +73,7 @@ DEFAULTS = {
         (*_EXTRA, "triton", "reference"),
         max_running=256,
         tokens_per_step=2048,
-        knee_tokens=128,
+        knee_tokens=256,
     ),
 }
 
@@ -195,6 +195,9 @@ def _cuda_room(config: Config, wanted: Sizes, make: Callable[[int], tuple[Runner
     """Bytes for KV: what --memory-fraction leaves beside the weights and the largest step, which is tried out."""
     num_tokens = min(wanted.tokens_per_step, wanted.context_length - 1)
     runner, kv, _ = make(-(-(num_tokens + 1) // config.page_size))
+    launch = importlib.import_module("radixlm.ops.triton_launch")
+    with launch.compile_together():  # tokens are left as they were: nothing may look them up, as penalties would
+        warm_up(runner, num_tokens, SamplingParams(temperature=1.0, top_p=0.9))
     torch.cuda.reset_peak_memory_stats()
     warm_up(runner, num_tokens, SamplingParams(temperature=1.0, top_p=0.9, frequency_penalty=0.1))
     working = torch.cuda.max_memory_allocated() - kv.shape.size_bytes

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from radixlm.device.cuda import capture
+
 RUNS_BEFORE_CAPTURE = 2
 
 
@@ -45,7 +47,7 @@ class Graphs:
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with capture(torch.cuda.graph(graph, pool=self._pool)):
             work()
         self._graphs[key] = graph
         return graph

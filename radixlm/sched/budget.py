@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 OLDEST_SHARE = 4  # the oldest prompt is sure of budget / OLDEST_SHARE
-RIDING_SHARE = 4
-"""Beside decode rows a step computes a quarter of what prompts still need, or more if that costs nothing. Prompts that come
+RIDING_SHARE = 3
+"""Beside decode rows a step computes a third of what prompts still need, or more if that costs little. Prompts that come
 together are then answered one after the other, and what they ask next comes spread out, which later steps absorb."""
 
 DECODE_SHARE = 8  # prompts are sure of tokens_per_step / DECODE_SHARE, however many rows decode
