@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 NEVER = np.iinfo(np.int64).max
+TOUCHED = 1024  # columns of each row that are written at start: the system gives memory when it is first written, which takes time
 
 
 class Rows:
@@ -31,6 +32,7 @@ class Rows:
         self.key = np.zeros(num_slots, dtype=np.int64)
         self.sink = np.zeros(num_slots, dtype=np.int32)
         self._free = list(range(num_slots - 1, -1, -1))
+        self.tokens[:, :TOUCHED] = self.pages[:, :TOUCHED] = 0
 
     @property
     def num_free(self) -> int:
