@@ -54,7 +54,7 @@ def load_library() -> ctypes.CDLL:
         "rx_set_threads": ([c_int], None),
         "rx_threads": ([], c_int),
         "rx_packed_bytes": ([c_int64, c_int64, c_int], c_int64),
-        "rx_pack": ([c_void_p, c_void_p, c_int64, c_int64, c_int], None),
+        "rx_pack": ([c_void_p, c_void_p, c_int64, c_int64, c_int, c_int], None),
         "rx_most_likely": ([c_char_p, c_int64, c_int], None),
         "rx_choose": ([c_char_p, c_int64], None),
         "rx_do": ([c_int, c_char_p], None),

@@ -27,6 +27,8 @@ NEVER = sys.maxsize
 _ROWS_TRIED = (32, 64, 128, 256)
 _SLAB_BYTES = 64 << 20
 _ALIGNMENT = 64
+PAIR = 96
+"""Outputs of two panels of csrc/linear.c: products of a multiple of them are gated as they are written."""
 
 # The operations of csrc/radix.h, field by field.
 _LINEAR = struct.Struct("@3PqP").pack
@@ -47,6 +49,7 @@ class _WeightStruct(ctypes.Structure):
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
+        ("paired", ctypes.c_int32),
     )
 
 
@@ -86,15 +89,16 @@ class NativeOps:
     def pack(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False
     ) -> NativeWeight | TorchWeight:
-        """weight [out, in], bias [out] or None, both copied. float16 stays with torch."""
+        """weight [out, in], bias [out] or None, both copied. float16 stays with torch. `gated`: `linear` does not take it."""
         if weight.dtype is torch.float16:
             return self._fallback.pack(weight, bias)
         (n, k), dtype = weight.shape, DTYPES[weight.dtype]
         packed = self._slabs.take(self._packed_bytes(n, k, dtype))
         source = weight.contiguous()
-        self._pack(source.data_ptr(), packed.data_ptr(), n, k, dtype)
+        paired = gated and bias is None and n % PAIR == 0
+        self._pack(source.data_ptr(), packed.data_ptr(), n, k, dtype, paired)
         wide = None if bias is None else bias.to(torch.float32, copy=True)
-        described = _WeightStruct(packed.data_ptr(), None if wide is None else wide.data_ptr(), n, k, dtype)
+        described = _WeightStruct(packed.data_ptr(), None if wide is None else wide.data_ptr(), n, k, dtype, paired)
         keeps = self._torch_rows < NEVER and weight.dtype is torch.bfloat16
         plain = self._fallback.pack(weight.clone(), None if bias is None else bias.clone()) if keeps else None
         return NativeWeight(n, k, weight.dtype, ctypes.addressof(described), (described, packed, wide), plain)

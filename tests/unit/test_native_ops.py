@@ -167,8 +167,9 @@ def test_silu_mul_is_the_torch_one(dtype, rows, width, num_threads):
 def test_a_gated_product_is_the_product_and_then_the_gate(dtype: torch.dtype, size: int, rows: int):
     ops, x = NativeOps(2), random(1, rows, 576, dtype=dtype)
     for bias in (None, random(2, 2 * size, dtype=dtype)):
-        packed = ops.pack(random(3, 2 * size, 576, dtype=dtype) / 8, bias)
-        assert torch.equal(ops.gated(x, packed), ops.silu_mul(ops.linear(x, packed)))
+        weight = random(3, 2 * size, 576, dtype=dtype) / 8
+        want = ops.silu_mul(ops.linear(x, ops.pack(weight, bias)))
+        assert torch.equal(ops.gated(x, ops.pack(weight, bias, gated=True)), want)
 
 
 def test_silu_mul_keeps_what_is_not_a_number_and_saturates():

@@ -30,7 +30,7 @@ class Block:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.native = NativeOps(2)
-        self.up = self.native.pack(torch.randn(96, 32) / 6, None)
+        self.up = self.native.pack(torch.randn(96, 32) / 6, None, gated=True)
         self.down = self.native.pack(torch.randn(32, 48) / 7, None)
         self.scale = torch.randn(32)
 

@@ -347,5 +347,5 @@ struct ahead rx_cells(const struct attention *a) {
         long end = a->starts[chunk] + a->lengths[chunk], size = a->page_size;
         for (long i = 0; i < end; i++) cells[done++] = size == 1 ? table[i] : table[i / size] * size + i % size;
     }
-    return (struct ahead){a, cells, count, 0, 0};
+    return (struct ahead){.kv = a, .cell = cells, .cells = count};
 }

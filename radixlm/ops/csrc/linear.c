@@ -9,8 +9,9 @@
 #define PANEL (NV * LANES)
 
 /* Up to 8 rows the op waits for memory: fetch this far ahead, some 100 ns. With more rows it computes several
- * tiles per panel, and fetches the whole next panel meanwhile. Measured on Zen 5, one core: 40 GB/s at 1 to 8 rows
- * (all that a core can read), 450 of 516 GFLOP/s at 24 rows and more. */
+ * tiles per panel, and fetches the whole next panel meanwhile, at the end the first one of the next product: that
+ * product would wait 5 us for it. Measured on Zen 5, one core: 40 GB/s at 1 to 8 rows (all that a core can read),
+ * 450 of 516 GFLOP/s at 24 rows and more. */
 #define AHEAD 8192
 #define BLOCK_BYTES (256 << 10) /* of x: what stays in the second-level cache while the panels pass */
 
@@ -18,18 +19,23 @@ static long steps_of(int64_t k, int dtype) { return dtype == F32 ? k : (k + 1) /
 static long panel_bytes(int64_t k, int dtype) { return steps_of(k, dtype) * PANEL * 4; }
 static long panels_of(int64_t n) { return (n + PANEL - 1) / PANEL; }
 
+/* What a task reads: a panel, or a panel of gates and the one of what they gate. */
+static long items_of(const struct weight *w) { return panels_of(w->n) / (w->paired ? 2 : 1); }
+static long item_bytes(const struct weight *w) { return panel_bytes(w->k, w->dtype) * (w->paired ? 2 : 1); }
+
 int64_t rx_packed_bytes(int64_t n, int64_t k, int dtype) { return panels_of(n) * panel_bytes(k, dtype); }
 
 struct pack {
     const void *src;
     char *packed;
     int64_t n, k;
-    int dtype;
+    int dtype, paired;
 };
 
-static void pack_panel(const void *args, long panel) {
+static void pack_panel(const void *args, long to) {
     const struct pack *p = args;
-    uint32_t *out = (uint32_t *)(p->packed + panel * panel_bytes(p->k, p->dtype));
+    long panel = p->paired ? to % 2 * (panels_of(p->n) / 2) + to / 2 : to;
+    uint32_t *out = (uint32_t *)(p->packed + to * panel_bytes(p->k, p->dtype));
     long steps = steps_of(p->k, p->dtype);
     memset(out, 0, panel_bytes(p->k, p->dtype));
     for (long column = 0; column < PANEL && panel * PANEL + column < p->n; column++) {
@@ -41,8 +47,8 @@ static void pack_panel(const void *args, long panel) {
     }
 }
 
-void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype) {
-    struct pack p = {src, packed, n, k, dtype};
+void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype, int paired) {
+    struct pack p = {src, packed, n, k, dtype, paired};
     rx_parallel(pack_panel, &p, panels_of(n));
 }
 
@@ -110,21 +116,20 @@ INLINE void linear_tile(const struct product *l, int dtype, int rows, int level,
     write_tile(l, dtype, rows, acc, p);
 }
 
-/* The same rows by a panel of gates and the one of what they gate, half of all panels behind it. */
-INLINE void gated_tile(const struct product *l, int dtype, int rows, struct place p) {
-    long behind = panels_of(l->w->n) / 2 * panel_bytes(l->w->k, dtype);
+/* The same rows by a panel of gates and the one behind it, of what they gate. */
+INLINE void gated_tile(const struct product *l, int dtype, int rows, int level, struct place p) {
     vf gate[TILE_ROWS][4] = {}, up[TILE_ROWS][4] = {};
-    add_products(l, dtype, rows, 2, gate, &p);
-    struct place other = {p.panel + behind, p.row, p.column, p.fetch + behind, p.fetch_step};
-    add_products(l, dtype, rows, 2, up, &other);
+    add_products(l, dtype, rows, level, gate, &p);
+    long steps = steps_of(l->w->k, dtype);
+    struct place other = {p.panel + steps * PANEL * 4, p.row, p.column, p.fetch + steps * p.fetch_step, p.fetch_step};
+    add_products(l, dtype, rows, level, up, &other);
     write_gated(l, dtype, rows, gate, up, p);
 }
 
-/* `level` 0: gated. */
 INLINE void linear_rows(const struct product *l, int dtype, int rows, int level, struct place p) {
 #define CASE(n)                                                                              \
     case n:                                                                                  \
-        level ? linear_tile(l, dtype, n, level, p) : gated_tile(l, dtype, n, p); \
+        l->gated ? gated_tile(l, dtype, n, level, p) : linear_tile(l, dtype, n, level, p);   \
         break;
     switch (rows) {
 #if TILE_ROWS == 8
@@ -143,7 +148,7 @@ INLINE void linear_rows(const struct product *l, int dtype, int rows, int level,
 
 /* What tile `tile` of `tiles` of the whole product asks for. */
 static struct ask share_of(const struct ahead *ahead, long tile, long tiles) {
-    if (!ahead) return (struct ask){};
+    if (!ahead || ahead->first == ahead->last) return (struct ask){};
     const struct attention *kv = ahead->kv;
     long wanted = ahead->last - ahead->first, begin = ahead->first + wanted * tile / tiles;
     long end = ahead->first + wanted * (tile + 1) / tiles, half = ahead->cells;
@@ -153,30 +158,46 @@ static struct ask share_of(const struct ahead *ahead, long tile, long tiles) {
                         (stride + 63) / 64};
 }
 
-INLINE void linear_panel(const struct product *l, long index, int dtype) {
+struct fetch {
+    const char *from;
+    long bytes;
+};
+
+/* What a thread reads after item `item`: the next one, or the first of its share of the next product. */
+static struct fetch read_after(const struct product *l, long item) {
     const struct weight *w = l->w;
-    long panels = l->gated ? panels_of(w->n) / 2 : panels_of(w->n);
-    long panel = index % panels, first = index / panels * l->block_rows;
+    long items = items_of(w), threads = rx_threads(), share = 0;
+    while (share + 1 < threads && items * (share + 1) / threads <= item) share++;
+    if (l->ahead && l->ahead->next && item + 1 == items * (share + 1) / threads) {
+        w = l->ahead->next;
+        item = items_of(w) * share / threads - 1;
+    }
+    return (struct fetch){(const char *)w->packed + (item + 1) * item_bytes(w), item_bytes(w)};
+}
+
+INLINE void linear_item(const struct product *l, long index, int dtype) {
+    const struct weight *w = l->w;
+    long items = items_of(w), item = index % items, first = index / items * l->block_rows;
     long rows = l->rows - first < l->block_rows ? l->rows - first : l->block_rows;
-    long tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, bytes = panel_bytes(w->k, dtype);
-    const char *b = (const char *)w->packed + panel * bytes;
-    if (tiles == 1 && !l->gated) {
-        linear_rows(l, dtype, (int)rows, 1, (struct place){b, first, panel * PANEL, b + AHEAD, PANEL * 4});
+    long tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    const char *b = (const char *)w->packed + item * item_bytes(w);
+    if (tiles == 1) {
+        linear_rows(l, dtype, (int)rows, 1, (struct place){b, first, item * PANEL, b + AHEAD, PANEL * 4});
         return;
     }
+    struct fetch after = read_after(l, item);
+    long step = PANEL * 4 * after.bytes / item_bytes(w) / tiles;
+    if (step > PANEL * 4) step = PANEL * 4;
     for (long t = 0; t < tiles; t++) { /* tiles differ by one row at most: a tile of one row would waste the units */
         long begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-        struct place p = {b, first + begin, panel * PANEL, b + bytes + bytes * t / tiles, PANEL * 4 / tiles,
-                          share_of(l->ahead, index * tiles + t, panels * tiles)};
-        if (l->gated)
-            linear_rows(l, dtype, (int)(end - begin), 0, p);
-        else
-            linear_rows(l, dtype, (int)(end - begin), 2, p);
+        struct place p = {b, first + begin, item * PANEL, after.from + after.bytes * t / tiles, step,
+                          share_of(l->ahead, index * tiles + t, items * tiles)};
+        linear_rows(l, dtype, (int)(end - begin), 2, p);
     }
 }
 
-static void linear_bf16(const void *args, long index) { linear_panel(args, index, BF16); }
-static void linear_f32(const void *args, long index) { linear_panel(args, index, F32); }
+static void linear_bf16(const void *args, long index) { linear_item(args, index, BF16); }
+static void linear_f32(const void *args, long index) { linear_item(args, index, F32); }
 
 /* Rows of an odd number of 16-bit elements do not end on a pair: copies them with a zero behind. */
 static const char *padded(const void *x, int64_t rows, int64_t k, long ldx) {
@@ -192,12 +213,12 @@ void rx_linear(const struct linear *op, const struct ahead *ahead) {
     const struct weight *w = op->weight;
     struct product l = {.w = w, .ahead = ahead, .x = op->x, .out = op->out, .rows = op->rows, .ldx = steps_of(w->k, w->dtype) * 4};
     if (!l.rows) return;
-    if (l.rows > TILE_ROWS && w->n % (2 * PANEL) == 0 && !w->bias) l.gated = op->gated; /* fewer rows read panels in order */
+    if (w->paired) l.gated = op->gated;
     if (w->dtype == BF16 && w->k % 2) l.x = padded(op->x, l.rows, w->k, l.ldx);
     long blocks = (l.rows * l.ldx + BLOCK_BYTES - 1) / BLOCK_BYTES;
     l.block_rows = ((l.rows + blocks - 1) / blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     blocks = (l.rows + l.block_rows - 1) / l.block_rows;
     if (blocks > 1) l.ahead = NULL;
-    rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * panels_of(w->n) / (l.gated ? 2 : 1));
-    if (op->gated && !l.gated) rx_silu_mul(&(struct silu_mul){op->out, op->gated, l.rows, w->n / 2, w->dtype});
+    rx_parallel(w->dtype == BF16 ? linear_bf16 : linear_f32, &l, blocks * items_of(w));
+    if (op->gated && !w->paired) rx_silu_mul(&(struct silu_mul){op->out, op->gated, l.rows, w->n / 2, w->dtype});
 }

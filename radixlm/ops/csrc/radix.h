@@ -27,12 +27,13 @@ struct weight {
     const void *packed;
     const float *bias; /* [n] or NULL */
     int64_t n, k;
-    int32_t dtype; /* F32 or BF16 */
+    int32_t dtype;  /* F32 or BF16 */
+    int32_t paired; /* half of the outputs gate the others: their panels lie in pairs */
 };
 
 int64_t rx_packed_bytes(int64_t n, int64_t k, int dtype);
-/* src [n, k] of dtype, contiguous. */
-void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype);
+/* src [n, k] of dtype, contiguous. `paired`: n is a multiple of 96, there is no bias, and its products are gated. */
+void rx_pack(const void *src, void *packed, int64_t n, int64_t k, int dtype, int paired);
 
 /* Operations. Each is a value: it can be carried out now, and kept by a recording to be carried out again (record.c).
  * Row counts may be 0. */
@@ -93,8 +94,10 @@ struct attention { /* q [tokens, heads, head_dim] -> out, same shape; rows outsi
     float scale, softcap;
 };
 
-/* Keys and values that the next attention reads: first .. last of the keys in all cells, then the values. */
+/* What comes after a product: the weight of the next one, and keys and values that the next attention reads: first .. last
+ * of the keys in all cells, then the values. */
 struct ahead {
+    const struct weight *next; /* or NULL */
     const struct attention *kv;
     const int32_t *cell; /* [cells] */
     long cells, first, last;

@@ -103,6 +103,13 @@ static double work_until_attention(const struct recording *r, long i, long *next
     return i < r->count ? work : 0;
 }
 
+/* Of the first product after step i; NULL: there is none. */
+static const struct weight *weight_after(const struct recording *r, long i) {
+    for (i++; i < r->count; i++)
+        if (r->steps[i].kind == LINEAR) return r->steps[i].op.linear.weight;
+    return NULL;
+}
+
 void rx_replay(struct recording *r, int64_t tokens, int64_t wanted, int64_t chunks) {
     for (long i = 0; i < r->count; i++) {
         struct step *s = &r->steps[i];
@@ -119,13 +126,14 @@ void rx_replay(struct recording *r, int64_t tokens, int64_t wanted, int64_t chun
             if (work && !ahead.cells) ahead = rx_cells(&r->steps[next].op.attention);
             if (work) ahead.kv = &r->steps[next].op.attention;
         }
-        if (s->kind != LINEAR || !work || !ahead.cells) {
+        if (s->kind != LINEAR) {
             carry_out(s->kind, &s->op);
             continue;
         }
-        ahead.first = (long)(2 * ahead.cells * done / work);
+        ahead.next = weight_after(r, i);
+        ahead.first = work ? (long)(2 * ahead.cells * done / work) : 0;
         done += (double)s->op.linear.weight->n * s->op.linear.weight->k;
-        ahead.last = (long)(2 * ahead.cells * done / work);
+        ahead.last = work ? (long)(2 * ahead.cells * done / work) : 0;
         rx_linear(&s->op.linear, &ahead);
     }
 }
