@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except Error as error:
-        print(f"radixlm: error: {_one_line(error.message)}", file=sys.stderr)
+        print(f"radixlm: error: {' '.join(error.message.split())}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -82,7 +82,3 @@ def usage() -> str:
     return "\n".join(
         ["usage: radixlm COMMAND [options]", "", "commands:", *lines, "", "radixlm COMMAND --help lists its options."]
     )
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

@@ -22,13 +22,5 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int, temperatur
 
 def sampling_of(parsed: argparse.Namespace) -> SamplingParams:
     """The parameters that were typed; ranges are checked where all requests are."""
-    return SamplingParams(
-        max_tokens=parsed.max_tokens,
-        temperature=parsed.temperature,
-        top_p=parsed.top_p,
-        top_k=parsed.top_k,
-        min_p=parsed.min_p,
-        repetition_penalty=parsed.repetition_penalty,
-        seed=parsed.seed,
-        stop=tuple(parsed.stop),
-    )
+    typed = {name: value for name, value in vars(parsed).items() if name in SamplingParams.__struct_fields__}
+    return SamplingParams(**typed)

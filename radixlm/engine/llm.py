@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, ClassVar, Self, TypeVar, Unpack, overload
 
 from rich.console import Console
 from rich.progress import Progress
@@ -29,7 +30,7 @@ from radixlm.engine.reading import Reading, load_reading
 from radixlm.engine.results import RequestOutput, output_of
 from radixlm.engine.typed import kind_of, partials, read
 from radixlm.engine.validate import GenerateRequest
-from radixlm.errors import InvalidRequest, NotReady
+from radixlm.errors import InvalidRequest, NotReady, StartError
 from radixlm.messages import EngineInfo, Pin
 from radixlm.options import from_mapping
 from radixlm.text.tokenizer import Tokenizer
@@ -47,7 +48,12 @@ class LLM:
     Raises StartError if the model cannot be loaded; calls raise the errors of `radixlm.errors`. A context manager.
     """
 
+    _home: ClassVar[int | None] = None  # the process that computes: a fork of it has none of its threads
+
     def __init__(self, model: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+        if LLM._home not in (None, os.getpid()):
+            raise StartError("this process was forked from one that computes; start it with multiprocessing's spawn")
+        LLM._home = os.getpid()
         self.config = config or _config_of(model, options)
         self._reading: Reading = load_reading(self.config)
         core = create_core(self.config, self._reading)
@@ -61,7 +67,9 @@ class LLM:
             return Frontend(LocalEngine(core), reading.tokenizer, reading.template, timeout_s=timeout_s)
 
         self.frontend = asyncio.run_coroutine_threadsafe(open_frontend(), self._loop).result()
-        self._close = weakref.finalize(self, _close, self.frontend, self._loop, thread)
+        # Places for choices, taken one request after the other, so that none holds what another one waits for.
+        self._places, self._turn = asyncio.Semaphore(self.frontend.limits.max_open), asyncio.Lock()
+        self._close = weakref.finalize(self, _close, os.getpid(), self.frontend, self._loop, thread)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -208,11 +216,12 @@ class LLM:
     async def _complete(self, requests: Sequence[GenerateRequest], advance: Callable[[], None]) -> list[RequestOutput]:
         frontend = self.frontend
         prepared = [await self._prepare(request, i, len(requests)) for i, request in enumerate(requests)]
-        widest = max((item.sampling.n for item in prepared), default=1)
-        room = asyncio.Semaphore(max(1, frontend.limits.max_open // widest))
 
         async def complete(item: Prepared) -> RequestOutput:
-            async with room:
+            async with contextlib.AsyncExitStack() as taken:
+                async with self._turn:
+                    for _ in range(item.sampling.n):
+                        await taken.enter_async_context(self._places)
                 completions = await frontend.complete([item])
             advance()
             return output_of(completions)
@@ -240,9 +249,10 @@ class LLM:
 
     def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         """Runs a coroutine on the engine's event loop, from any thread. Raises NotReady once this is closed."""
-        if not self._close.alive:
+        if not self._close.alive or LLM._home != os.getpid():
             work.close()
-            raise NotReady("this LLM is closed; make a new one")
+            why = "belongs to the process that was forked; use spawn" if self._close.alive else "is closed"
+            raise NotReady(f"this LLM {why}; make a new one")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -285,7 +295,9 @@ def _bar(count: int, wanted: bool | None) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _close(frontend: Frontend, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+def _close(home: int, frontend: Frontend, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if home != os.getpid():
+        return  # in a fork, where there is nothing to end
     asyncio.run_coroutine_threadsafe(_close_all(frontend), loop).result(_CLOSE_TIMEOUT_S)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(_CLOSE_TIMEOUT_S)
