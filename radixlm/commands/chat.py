@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from radixlm.commands.sampling import add_sampling, sampling_of
-from radixlm.engine.llm import LLM
+from radixlm.engine.llm import LLM, next_delta
 from radixlm.engine.output import Delta, Usage
 from radixlm.errors import Error
 from radixlm.lang.backends.openai import delta_of, usage_of
@@ -70,14 +70,10 @@ def remote(url: str) -> Partner:
         body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
         with asyncio.Runner() as runner:  # which also ends an answer that is not read to its end
             found = deltas({**msgspec.to_builtins(sampling), **body})
-            while (delta := runner.run(_next(found))) is not None:
+            while (delta := runner.run(next_delta(found))) is not None:
                 yield delta
 
     return answer
-
-
-async def _next(deltas: AsyncGenerator[Delta, None]) -> Delta | None:
-    return await anext(deltas, None)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from radixlm.commands.sampling import add_sampling, sampling_of
 from radixlm.engine.llm import LLM
 from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
-from radixlm.types import SamplingParams
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,13 +24,9 @@ def main(argv: Sequence[str]) -> int:
     prompts = [[{"role": "user", "content": text}] for text in texts] if parsed.chat else texts
     with LLM(config=config) as llm:
         if len(prompts) == 1:
-            _stream(llm, prompts[0], sampling)
+            for delta in llm.stream(prompts[0], sampling):
+                print(delta.text, end="", flush=True)
+            print()
         else:
             print(*(output.text for output in llm.generate(prompts, sampling)), sep="\n\n")
     return 0
-
-
-def _stream(llm: LLM, prompt: str | list[dict[str, str]], sampling: SamplingParams) -> None:
-    for delta in llm.stream(prompt, sampling):
-        print(delta.text, end="", flush=True)
-    print()

@@ -138,7 +138,7 @@ class LLM:
         """Pieces of the answer as they come; leaving the loop early aborts the request."""
         deltas = self._deltas(prompt, sampling_params, options)
         try:
-            while (delta := self._wait(_next(deltas))) is not None:
+            while (delta := self._wait(next_delta(deltas))) is not None:
                 yield delta
         finally:
             self._end(deltas)
@@ -171,7 +171,7 @@ class LLM:
         """`stream` for event loops."""
         deltas = self._deltas(prompt, sampling_params, options)
         try:
-            while (delta := await self._await(_next(deltas))) is not None:
+            while (delta := await self._await(next_delta(deltas))) is not None:
                 yield delta
         finally:
             self._end(deltas)
@@ -280,7 +280,8 @@ def _ignore() -> None:
     return
 
 
-async def _next(deltas: AsyncGenerator[Delta, None]) -> Delta | None:
+async def next_delta(deltas: AsyncGenerator[Delta, None]) -> Delta | None:
+    """The next one, None after the last."""
     return await anext(deltas, None)
 
 

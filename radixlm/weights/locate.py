@@ -146,7 +146,8 @@ def _gguf_tokenizer(file: GgufFile, config: Config) -> Path:
 
 def _dummy(config: Config) -> Located:
     """Random weights: of a built-in shape, or of a config.json here or on the hub."""
-    path = None if config.model in SHAPES else _path(config, weights=False)
+    built_in = config.model in SHAPES and not Path(config.model).is_dir()
+    path = None if built_in else _path(config, weights=False)
     if path is not None and path.is_file():
         raise ModelError(f"random weights need a config.json; give a folder or one of {', '.join(SHAPES)}")
     own = path if path is not None and (path / "tokenizer.json").is_file() else None

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,15 @@ def test_the_command_line_reports_errors_in_one_line(capsys):
     assert len(lines) == 2
     assert "did you mean serve?" in lines[0]
     assert "did you mean --port?" in lines[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_output_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "radixlm", "version"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "radixlm: error: [Errno 28] No space left on device\n"
 
 
 def test_version_prints_the_version(capsys):

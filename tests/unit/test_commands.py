@@ -63,6 +63,14 @@ def test_a_plan_counts_the_parameters_that_the_model_has(family, tmp_path):
     )
 
 
+def test_a_folder_goes_before_the_built_in_shape_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    shape = SHAPES["tiny"] | {"max_position_embeddings": 77}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(shape))
+    assert estimate(Config(model="tiny")).context_length == 77
+
+
 def test_a_plan_fits_its_memory_and_more_memory_serves_more(capsys):
     small, large = (estimate(Config(model="llama-3-8b"), gib << 30) for gib in (24, 80))
     assert small.weight_bytes + small.kv_tokens * small.kv_bytes_per_token < 24 << 30
