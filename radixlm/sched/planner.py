@@ -163,7 +163,8 @@ class Planner:
         if not limits.knee_tokens or not num_decode:
             return budget
         queued = sum(entry.num_uncached for entry in self.waiting.values())
-        return riding_budget(budget, num_decode, limits.knee_tokens, begun_tokens + queued)
+        num_prompts = len(self.waiting) + len(self.running.prefilling)
+        return riding_budget(budget, num_decode, limits.knee_tokens, begun_tokens + queued, num_prompts)
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

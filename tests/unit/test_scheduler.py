@@ -259,16 +259,22 @@ def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
     assert newcomers_budget(100, 400) == 50
 
 
-def test_prompts_ride_beside_decode_rows_a_third_of_the_backlog_at_a_time():
+@pytest.mark.parametrize(
+    ("num_decode", "expected"),
+    [(1, [51, 26, 16, 11]), (7, [32, 25, 21, 17])],
+    ids=["half of all requests: half of 100, of 50, then what is free", "an eighth: a quarter of 100, of 75, of 57, of 43"],
+)
+def test_prompts_ride_by_their_part_of_all_requests_and_a_quarter_for_sure(num_decode, expected):
     drive = roomy(knee_tokens=16)
-    drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
-    drive.step()
+    for _ in range(num_decode):
+        drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
+        drive.step()
     drive.submit(([2] * 100, GO))
     sizes = []
-    while drive.plans[-1].num_tokens > 1 or not sizes:
+    while drive.plans[-1].num_tokens > num_decode or not sizes:
         drive.step()
         sizes.append(drive.plans[-1].num_tokens)
-    assert sizes[:5] == [34, 23, 16, 16, 16], "a third of 100, of 67, then what is free beside one row"
+    assert sizes[:4] == expected
 
 
 def test_a_prompt_alone_does_not_ride():
