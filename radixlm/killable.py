@@ -24,7 +24,11 @@ class Killable:
 
     def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(command_of(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self.alive = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: it was not killed, here or by anybody else."""
+        return self._process.poll() is None
 
     def ask(self, frame: bytes, limit_s: float) -> bytes:
         """The answer. Raises TimeoutError, EOFError if the child ended, or OSError, and is dead then."""
@@ -41,7 +45,6 @@ class Killable:
 
     def kill(self) -> None:
         """Ends it; again does nothing."""
-        self.alive = False
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -69,7 +69,7 @@ class IsolatedRendering:
         """As `Rendering.run`; also raises InvalidRequest when it takes too long and NotReady when its process is lost."""
         child = self._idle.get()
         try:
-            if child is None:
+            if child is None or not child.alive:
                 child = self._start()
             answer = _decode_answer(child.ask(_encode(_Job(name, variables)), RENDER_S))
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -103,15 +104,34 @@ def test_a_template_that_does_not_compile_is_named_at_start():
         render("{% if %}")
 
 
-def test_a_killed_process_costs_one_request():
+def own_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "radixlm.text.isolation" in child.cmdline()]
+
+
+def test_a_process_that_is_killed_while_idle_costs_nothing():
+    before = {child.pid for child in own_processes()}
     template = ChatTemplate({"default": FINE}, {}, 1024, isolated=True)
-    for child in psutil.Process().children():
-        if "radixlm.text.isolation" in child.cmdline():
-            child.kill()
-    outcomes: list[object] = []
-    for _ in range(4):
-        try:
-            outcomes.append(template.render(CHAT, None, ChatOptions()))
-        except NotReady as error:
-            outcomes.append(error.status)
-    assert sorted(map(str, outcomes)) == ["503", "hello", "hello", "hello"]
+    (child,) = (child for child in own_processes() if child.pid not in before)
+    for _ in range(3):
+        assert template.render(CHAT, None, ChatOptions()) == "hello"
+    child.kill()
+    deadline = time.monotonic() + 10
+    while child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [template.render(CHAT, None, ChatOptions()) for _ in range(4)] == ["hello"] * 4
+
+
+def test_a_process_that_is_killed_under_way_costs_its_request():
+    before = {child.pid for child in own_processes()}
+    slow = "{% if messages | length > 1 %}" + COSTLY[0] + "{% endif %}hello"
+    template = ChatTemplate({"default": slow}, {}, 1024, isolated=True)
+    (child,) = (child for child in own_processes() if child.pid not in before)
+    with ThreadPoolExecutor(1) as threads:
+        lost = threads.submit(template.render, CHAT * 2, None, ChatOptions())
+        idle = child.cpu_times().user
+        while child.cpu_times().user < idle + 0.05 and not lost.done():
+            time.sleep(0.01)
+        child.kill()
+        with pytest.raises(NotReady, match="try again"):
+            lost.result(10)
+    assert template.render(CHAT, None, ChatOptions()) == "hello"
