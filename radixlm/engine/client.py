@@ -107,7 +107,7 @@ class RemoteEngine:
         """Ends all open requests with `Aborted` and closes the connection."""
         for stream in self._streams:
             self._send(Abort((stream.request.key,)))
-            self._streams.fail(stream, Aborted("the engine was closed while the request was open"))
+        self._streams.fail_all(Aborted, "the engine was closed while the request was open")
         self._go_down(Aborted("the engine was closed"))
         if self._deadline is not None:
             self._deadline.cancel()
@@ -197,10 +197,7 @@ class RemoteEngine:
             self._streams.fail(stream, EngineDied("the engine stopped while the request was open; try again"))
 
     def _give_up(self) -> None:
-        for stream in self._streams:
-            self._streams.fail(
-                stream, EngineDied(f"no engine came back within {self._restart_timeout_s:g} s; try again")
-            )
+        self._streams.fail_all(EngineDied, f"no engine came back within {self._restart_timeout_s:g} s; try again")
 
 
 class _Connection:

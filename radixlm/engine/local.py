@@ -59,8 +59,7 @@ class LocalEngine:
         self._core.stop()
         await self._ended.wait()  # no executor: this also runs at interpreter exit, when there is none
         self._thread.join()
-        for stream in self._streams:
-            self._streams.fail(stream, Aborted("the engine was closed while the request was open"))
+        self._streams.fail_all(Aborted, "the engine was closed while the request was open")
 
     def _require_alive(self) -> None:
         if self._error is not None:
@@ -83,10 +82,6 @@ class LocalEngine:
         except Exception as error:  # border: a thread main
             logger.exception("the engine failed in a step")
             self._error = error
-            self._call(self._lose_all)
+            self._call(lambda: self._streams.fail_all(EngineDied, "the engine failed while the request was open"))
         finally:
             self._call(self._ended.set)
-
-    def _lose_all(self) -> None:
-        for stream in self._streams:
-            self._streams.fail(stream, EngineDied("the engine failed while the request was open"))

@@ -149,6 +149,11 @@ class Streams:
         self._unsent = [stream.request for stream in self]
         self.flush()
 
+    def fail_all(self, kind: type[Error], message: str) -> None:
+        """Ends each with an error of its own."""
+        for stream in self:
+            self.fail(stream, kind(message))
+
     async def follow(self, request: Request, abort: Callable[[int], None]) -> Frames:
         """Sends a request and yields its frames to the last. Closed before that, it aborts."""
         if not self._unsent:

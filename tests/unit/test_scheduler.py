@@ -262,7 +262,10 @@ def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
 @pytest.mark.parametrize(
     ("num_decode", "expected"),
     [(1, [51, 26, 16, 11]), (7, [32, 25, 21, 17])],
-    ids=["half of all requests: half of 100, of 50, then what is free", "an eighth: a quarter of 100, of 75, of 57, of 43"],
+    ids=[
+        "half of all requests: half of 100, of 50, then what is free",
+        "an eighth: a quarter of 100, of 75, of 57, of 43",
+    ],
 )
 def test_prompts_ride_by_their_part_of_all_requests_and_a_quarter_for_sure(num_decode, expected):
     drive = roomy(knee_tokens=16)
