@@ -45,7 +45,8 @@ class LLM:
     """A model to call: `LLM("smollm2-135m").generate("The sky is").text`. Options are those of `Config`, by name, or `config`.
 
     Unless an option says so, requests have no deadline. Prompts are text, token ids, or chat messages (a list of dicts).
-    Raises StartError if the model cannot be loaded; calls raise the errors of `radixlm.errors`. A context manager.
+    Calls beyond the queue wait for their turn. Raises StartError if the model cannot be loaded, or in a fork of a process that
+    made an LLM (use multiprocessing's spawn); calls raise the errors of `radixlm.errors`. A context manager.
     """
 
     _home: ClassVar[int | None] = None  # the process that computes: a fork of it has none of its threads
