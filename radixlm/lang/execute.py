@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from collections.abc import Sequence as Many
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from radixlm.engine.output import Completion, Delta, Usage
 from radixlm.engine.validate import Stretch
@@ -54,6 +54,21 @@ Emit = Callable[[Event], None]
 Scores = list[tuple[TokenLogprobs, ...]]  # by option: its tokens
 
 
+class Scored(NamedTuple):
+    """What options score behind what stands before, and behind nothing (empty if that was not asked), and what it cost."""
+
+    given: Scores
+    alone: Scores
+    usage: Usage
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """What several requests cost together."""
+    found = [(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) for usage in usages]
+    prompt, completion, cached = (sum(column) for column in zip(*found, (0, 0, 0)))
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+
+
 class Model(Protocol):
     """What programs run on. `max_parts`: generated parts that one request can have; `across_messages`: of several messages."""
 
@@ -77,7 +92,7 @@ class Model(Protocol):
         """While it is entered, what these programs begin with stays computed; gives the order to start them in."""
         ...
 
-    async def score(self, before: Sequence, options: Many[str], *, alone: bool) -> tuple[Scores, Scores]:
+    async def score(self, before: Sequence, options: Many[str], *, alone: bool) -> Scored:
         """Log probabilities of the options' tokens behind what stands before, and, if `alone`, behind nothing."""
         ...
 
@@ -301,7 +316,8 @@ class _Runner:
     async def _select(self, node: Select) -> None:
         method = METHODS[node.method]
         alone = method.requires_unconditional_logprobs
-        given, without = await self._instance.model.score(self._sequence, node.options, alone=alone)
+        started = time.perf_counter()
+        given, without, usage = await self._instance.model.score(self._sequence, node.options, alone=alone)
         means = [mean([position.logprob for position in tokens]) for tokens in given]
         decision = method(
             choices=node.options,
@@ -314,6 +330,7 @@ class _Runner:
         added = self._sequence.add(decision)
         if self._instance.program.stream:
             self._emit(TextEvent(self._instance.index, self._id, added, node.name))
+        self._tell_usage([node], usage, time.perf_counter() - started)
         meta = Meta(finish="select", scores=tuple(given), unconditional=tuple(without))
         self._set(node.name, decision, (meta,))
 
@@ -328,8 +345,8 @@ class _Runner:
             scores, count = tuple(delta.logprobs), len(delta.tokens)
             self._emit(TextEvent(self._instance.index, self._id, delta.text, gen.name, count, scores))
 
-    def _tell_usage(self, gens: list[Gen], usage: Usage, seconds: float) -> None:
-        names, where = tuple(gen.name for gen in gens), (self._instance.index, self._id)
+    def _tell_usage(self, asked: Many[Gen | Select], usage: Usage, seconds: float) -> None:
+        names, where = tuple(node.name for node in asked), (self._instance.index, self._id)
         tokens = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.forced_tokens
         self._emit(UsageEvent(*where, names, *tokens, seconds))
 

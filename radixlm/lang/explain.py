@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,7 +47,8 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One request of a branch, or what happens between two (`note`). `measured` is what it came to."""
+    """One request of a branch, or what happens between two (`note`). `needs`: the branches whose values it waits for.
+    `measured` is what it came to."""
 
     branch: int
     line: int
@@ -54,6 +56,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
     cached: int = 0
     children: tuple[int, ...] = ()
+    needs: tuple[int, ...] = ()
     measured: UsageEvent | None = None
 
     @property
@@ -103,7 +106,7 @@ def explained(
 
 
 class _Reader:
-    """Goes through the branches in the order in which they begin."""
+    """Goes through the branches in the order in which they begin, and before a step through what brings the values it needs."""
 
     def __init__(self, program: Program, measure: Measure, usages: Mapping[tuple[int, str], UsageEvent]) -> None:
         self._program = program
@@ -115,7 +118,22 @@ class _Reader:
 
     def read(self) -> tuple[tuple[Step, ...], int]:
         """The steps, and the size of the constant beginning."""
-        return tuple(step for branch in self._program.branches for step in self._branch(branch)), self._lead()
+        self._walks = [(branch.id, self._branch(branch)) for branch in self._program.branches]
+        steps: list[Step] = []
+        while self._walks:
+            self._walk(self._walks[0][0], steps)
+        return tuple(steps), self._lead()
+
+    def _walk(self, id_: int, steps: list[Step]) -> None:
+        """The next stretch of a branch."""
+        place = next((i for i, (branch, _) in enumerate(self._walks) if branch == id_), None)
+        if place is None:
+            return
+        for step in self._walks.pop(place)[1]:
+            for branch in step.needs:
+                if not any(earlier.branch == branch for earlier in steps):
+                    self._walk(branch, steps)
+            steps.append(step)
 
     def _lead(self) -> int:
         """The constant beginning."""
@@ -172,7 +190,9 @@ class _Reader:
         names = [node.name for node in (*nodes, chosen) if isinstance(node, Gen | Select)]
         measured = self._usages.get((branch, names[0])) if names else None
         line = nodes[0].line if nodes else chosen.line if chosen is not None else 0
-        return Step(branch, line, tuple(parts), cached=cached if names else 0, measured=measured)
+        refs = (node.branch for node in nodes if isinstance(node, Ref) and node.branch != branch)
+        needs = tuple(dict.fromkeys(refs))
+        return Step(branch, line, tuple(parts), cached=cached if names else 0, needs=needs, measured=measured)
 
     def _choice(self, branch: int, chosen: Select) -> Part:
         sizes = list(map(self._measure.size, chosen.options))
@@ -217,26 +237,45 @@ def constant_nodes(program: Program) -> Sequence[Node]:
     return found
 
 
+def _head(plan: Explained) -> list[str]:
+    count = sum(step.asks for step in plan.steps)
+    known = f"{count} request{'s' if count != 1 else ''}, constant beginning of {plan.prefix} {plan.unit}"
+    if plan.interpreted:
+        return [f"{plan.program}: interpreted, because", f"  {plan.interpreted}", f"  known of it: {known}"]
+    return [f"{plan.program}: compiled, {known}"]
+
+
+def _lines(step: Step, unit: str) -> list[str]:
+    """A step, for people."""
+    lines = [step.note] if step.note else [row(part, unit) for part in step.parts]
+    if step.asks:
+        lines.insert(0, f"cached  {step.cached} {unit} expected")
+    if (usage := step.measured) is not None:
+        lines.append(
+            f"measured: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached, "
+            f"{usage.completion_tokens} generated, {usage.forced_tokens} forced, {usage.seconds * 1e3:.1f} ms"
+        )
+    return lines
+
+
+def _edges(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Which step goes on from which, by number: on its branch, from a fork, from the values it waits for."""
+    found: list[tuple[int, int]] = []
+    last: dict[int, int] = {}
+    for number, step in enumerate(steps):
+        before = dict.fromkeys(last[branch] for branch in (step.branch, *step.needs) if branch in last)
+        found += [(place, number) for place in before]
+        last |= dict.fromkeys((step.branch, *step.children), number)
+    return found
+
+
 def as_text(plan: Explained) -> str:
     """Lines for people."""
-    asking = [step for step in plan.steps if step.asks]
-    count = f"{len(asking)} request{'s' if len(asking) != 1 else ''}"
-    known = f"{count}, constant beginning of {plan.prefix} {plan.unit}"
-    if plan.interpreted:
-        lines = [f"{plan.program}: interpreted, because {plan.interpreted}", f"  known of it: {known}"]
-    else:
-        lines = [f"{plan.program}: compiled, {known}"]
+    lines = _head(plan)
     for step in plan.steps:
-        indent = "  " if not step.branch else "    "
-        place = f"{indent}branch {step.branch}, line {step.line}"
-        cached = f": {step.cached} {plan.unit} from the cache expected" if step.asks else ""
-        lines.append(f"{place}: {step.note}" if step.note else f"{place}{cached}")
-        lines += [f"{indent}  {row(part, plan.unit)}" for part in step.parts]
-        if (usage := step.measured) is not None:
-            lines.append(
-                f"{indent}  measured: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached, "
-                f"{usage.completion_tokens} generated, {usage.forced_tokens} forced, {usage.seconds * 1e3:.1f} ms"
-            )
+        indent = "    " if step.branch else "  "
+        lines.append(f"{indent}branch {step.branch}, line {step.line}")
+        lines += [f"{indent}  {line}" for line in _lines(step, plan.unit)]
     return "\n".join(lines)
 
 
@@ -255,22 +294,15 @@ def _short(text: str) -> str:
 
 def as_mermaid(plan: Explained) -> str:
     """A flow chart."""
-    lines, last = ["flowchart TD"], dict[int, str]()
+    lines = ["flowchart TD"]
     for number, step in enumerate(plan.steps):
-        node, label = (
-            f"s{number}",
-            step.note or "<br/>".join(row(p, plan.unit) for p in step.parts if p.kind != "value"),
-        )
-        escaped = label.replace('"', "#quot;").replace("\\n", " ")
-        lines.append(f'  {node}["{escaped}"]')
-        if step.branch in last:
-            lines.append(f"  {last[step.branch]} --> {node}")
-        last[step.branch] = node
-        last |= dict.fromkeys(step.children, node)
-    return "\n".join(lines)
+        label = "\n".join(_lines(step, plan.unit)).replace("#", "#35;").replace("<", "#lt;").replace('"', "#quot;")
+        lines.append(f'  s{number}["{label.replace(chr(10), "<br/>")}"]')
+    return "\n".join([*lines, *(f"  s{before} --> s{after}" for before, after in _edges(plan.steps))])
 
 
-_COLOURS = {"gen": "#cfe8d5", "select": "#f5e1b8", "": "#e3e6ea"}
+_COLOURS = {"gen": "#cfe8d5", "select": "#f5e1b8"}
+_MAX_DRAWN = 16  # branches
 
 
 def draw(plan: Explained, path: Path) -> None:
@@ -280,24 +312,35 @@ def draw(plan: Explained, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise Unsupported("pictures need matplotlib; pip install 'radixlm[bench]', or take form='mermaid'") from None
-    branches = sorted({step.branch for step in plan.steps})
-    figure = Figure(figsize=(4.5 * len(branches), 1.3 * len(plan.steps) + 0.6))
+    branches, edges = sorted({step.branch for step in plan.steps}), _edges(plan.steps)
+    if max(len(branches), len(plan.steps) // 4) > _MAX_DRAWN:
+        most = f"a picture has room for {_MAX_DRAWN} and {4 * _MAX_DRAWN}; take form='mermaid'"
+        raise Unsupported(f"{len(branches)} branches of {len(plan.steps)} steps; {most}", program=plan.program)
+    texts = ["\n".join(_lines(step, plan.unit)) for step in plan.steps]
+    rows: list[int] = []  # of each step: below all that it goes on from
+    for number in range(len(texts)):
+        rows.append(max((rows[before] + 1 for before, after in edges if after == number), default=0))
+    heights = [0.5] * (max(rows, default=0) + 1)  # inches
+    for row_, text in zip(rows, texts):
+        heights[row_] = max(heights[row_], 0.5 + 0.16 * (text.count("\n") + 1))
+    figure = Figure(figsize=(max(5.5 * len(branches), 7), sum(heights) + 0.8))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set_xlim(0, len(branches))
-    axes.set_ylim(-len(plan.steps), 0.5)
-    axes.text(0.05, 0.2, f"{plan.program} (sizes in {plan.unit})", fontsize=11, weight="bold")
-    last: dict[int, tuple[float, float]] = {}
-    for number, step in enumerate(plan.steps):
-        place = branches.index(step.branch) + 0.5, -number - 0.5
-        kinds = [part.kind for part in step.parts if part.kind in _COLOURS]
-        text = step.note or "\n".join(row(part, plan.unit) for part in step.parts)
-        box = {"boxstyle": "round", "facecolor": _COLOURS[kinds[0] if kinds else ""], "edgecolor": "#666"}
-        axes.text(*place, text.replace("$", r"\$"), ha="center", va="center", fontsize=8, family="monospace", bbox=box)
-        if step.branch in last:
-            axes.annotate("", place, last[step.branch], zorder=0, arrowprops={"arrowstyle": "->", "color": "#666"})
-        last |= dict.fromkeys((step.branch, *step.children), place)
-    FigureCanvasAgg(figure)
+    axes.set_xlim(0, max(len(branches), 1))
+    axes.set_ylim(-sum(heights) - 0.1, 0.7)
+    axes.text(0.02, 0.3, "\n".join(_head(plan)), fontsize=10, weight="bold", va="center")
+    boxes: list[Any] = []
+    for step, row_, text in zip(plan.steps, rows, texts):
+        place = branches.index(step.branch) + 0.5, -sum(heights[:row_]) - heights[row_] / 2
+        kinds = [_COLOURS[part.kind] for part in step.parts if part.kind in _COLOURS]
+        box = {"boxstyle": "round", "facecolor": kinds[0] if kinds else "#e3e6ea", "edgecolor": "#666"}
+        how = {"ha": "center", "va": "center", "multialignment": "left", "fontsize": 8, "family": "monospace"}
+        boxes.append(axes.text(*place, text.replace("$", r"\$"), bbox=box, **how))
+    FigureCanvasAgg(figure).draw()  # boxes have their sizes now
+    for before, after in edges:
+        ends = {"patchA": boxes[before].get_bbox_patch(), "patchB": boxes[after].get_bbox_patch()}
+        places = boxes[after].get_position(), boxes[before].get_position()
+        axes.annotate("", *places, arrowprops={"arrowstyle": "->", "color": "#666", **ends})
     figure.savefig(path, dpi=110)
 
 

@@ -222,6 +222,41 @@ def test_a_run_that_was_interpreted_is_not_told_as_a_compiled_one(backend):
     assert before["interpreted"] == told["interpreted"] and len(before["steps"]) == 1
 
 
+def test_a_plan_tells_what_waits_for_what_and_choices_what_they_cost(backend):
+    @sgl.function
+    def program(s):
+        s += "begin"
+        forks = s.fork(2)
+        forks += lambda i: f"{i}:" + sgl.gen("x", max_tokens=2, ignore_eos=True)
+        s += forks[1]["x"] + forks[0]["x"] + "<#1>" + sgl.select("y", ["ab", "ac"])
+
+    state = program.run(backend=backend, temperature=0)
+    steps = json.loads(state.explain("json"))["steps"]
+    assert [step["branch"] for step in steps] == [0, 0, 2, 1, 0] and steps[-1]["needs"] == [2, 1]
+    kinds = [part["kind"] for part in steps[-1]["parts"]]
+    assert kinds == ["value", "value", "literal", "select"]
+    assert steps[-1]["measured"]["names"] == ["y"] and steps[-1]["measured"]["prompt_tokens"] > 0
+    assert state.get_meta_info("y")["normalized_prompt_logprobs"]
+    chart = program.explain(form="mermaid")
+    arrows = [line.split() for line in chart.splitlines() if "-->" in line]
+    assert [(a, b) for a, _, b in arrows] == [
+        ("s0", "s1"), ("s1", "s2"), ("s1", "s3"), ("s1", "s4"), ("s2", "s4"), ("s3", "s4"),
+    ]  # fmt: skip
+    assert "<#" not in chart and "#lt;#35;1>" in chart
+
+
+def test_a_picture_has_room_for_so_many_branches(backend, tmp_path):
+    pytest.importorskip("matplotlib")
+
+    @sgl.function
+    def program(s):
+        s += "begin"
+        s.fork(200).__iadd__(sgl.gen("x", max_tokens=2))
+
+    with pytest.raises(sgl.Unsupported, match="201 branches of 203 steps"):
+        program.explain(form=str(tmp_path / "plan.png"))
+
+
 def test_an_argument_that_is_needed_is_asked_for_and_no_reason_to_interpret(backend):
     @sgl.function
     def program(s, word):

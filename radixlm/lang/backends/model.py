@@ -12,12 +12,12 @@ from functools import cached_property, lru_cache
 import msgspec
 
 from radixlm.engine.frontend import Frontend
-from radixlm.engine.output import Delta
+from radixlm.engine.output import Completion, Delta, Usage
 from radixlm.engine.scripts import kept_tokens
 from radixlm.engine.validate import MAX_PARTS, GenerateRequest, Stretch
 from radixlm.errors import Error, InvalidRequest
 from radixlm.lang.chat import TemplateChat
-from radixlm.lang.execute import Scores
+from radixlm.lang.execute import Scored, Scores, total
 from radixlm.lang.ir import Close, Context, Open, Program, Text
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
@@ -175,7 +175,7 @@ class EngineModel:
                     delta.kept = kept_tokens(tokens[delta.index], sampling, delta.finish, frontend.tokenizer)
                 yield delta
 
-    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> tuple[Scores, Scores]:
+    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> Scored:
         """As `Model.score`. An option is tokenised together with the text before it; what all options begin with is prompt."""
         base = self.tokens(before)
         if not base:
@@ -185,30 +185,32 @@ class EngineModel:
         sequences = [self.tokens(before, option) for option in options]
         start = min(len(base), *(_common(base, sequence) for sequence in sequences))
         start = min(start, *(len(sequence) - 1 for sequence in sequences))
-        if not alone:
-            return await self._scored(sequences, max(1, start)), []
-        bare = [sequence[start:] for sequence in sequences]
-        given, without = await asyncio.gather(self._scored(sequences, max(1, start)), self._scored(bare, 1))
-        return given, [(TokenLogprobs(tokens[0], 0.0), *scores) for tokens, scores in zip(bare, without)]
+        bare, spent = [sequence[start:] for sequence in sequences] if alone else [], list[Usage]()
+        given, without = await asyncio.gather(
+            self._scored(sequences, max(1, start), spent), self._scored(bare, 1, spent)
+        )
+        firsts = [TokenLogprobs(tokens[0], 0.0) for tokens in bare]
+        return Scored(given, [(first, *scores) for first, scores in zip(firsts, without)], total(spent))
 
-    async def _scored(self, sequences: Sequence[list[int]], start: int) -> Scores:
+    async def _scored(self, sequences: Sequence[list[int]], start: int, spent: list[Usage]) -> Scores:
         """Log probabilities from position `start` on; one that begins another is scored together with it."""
         ordered = sorted(sequence for sequence in sequences if len(sequence) > start)
         leaves = [s for s, after in zip(ordered, [*ordered[1:], []]) if after[: len(s)] != s]
-        scores = await asyncio.gather(*(self._scores(leaf, start) for leaf in leaves))
+        answers = await asyncio.gather(*(self._prompted(leaf, start) for leaf in leaves))
+        spent += [answer.usage for answer in answers]
 
         def of(sequence: list[int]) -> tuple[TokenLogprobs, ...]:
-            found = (s for leaf, s in zip(leaves, scores) if leaf[: len(sequence)] == sequence)
+            found = (a.prompt_logprobs for leaf, a in zip(leaves, answers) if leaf[: len(sequence)] == sequence)
             return tuple(next(found, ())[: max(0, len(sequence) - start)])
 
         return [of(sequence) for sequence in sequences]
 
-    async def _scores(self, tokens: list[int], start: int) -> list[TokenLogprobs]:
+    async def _prompted(self, tokens: list[int], start: int) -> Completion:
         sampling = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=start)
         request = GenerateRequest(prompt=tokens, sampling=sampling)
         async with self._enter(1):
             (whole,) = await self._frontend.complete(await self._frontend.prepare([request]))
-        return whole.prompt_logprobs
+        return whole
 
     @asynccontextmanager
     async def _enter(self, count: int) -> AsyncGenerator[None, None]:

@@ -18,7 +18,7 @@ from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, event_of, f
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import NoFrame
 from radixlm.lang.errors import Unsupported
-from radixlm.lang.execute import Scores
+from radixlm.lang.execute import Scored, Scores, total
 from radixlm.lang.ir import Program
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
@@ -78,7 +78,7 @@ class _OpenAIModel(RemoteModel):
         else:
             body["prompt"] = before.text
         body = _shaped(body, chat=bool(before.turns))
-        usage, open_ = Usage(prompt_tokens=0, completion_tokens=0), dict[int, Delta]()
+        usage, open_ = total(()), dict[int, Delta]()
         async with aclosing(self._address.events(path, body)) as events:
             async for data in events:
                 event = event_of(data)
@@ -93,19 +93,21 @@ class _OpenAIModel(RemoteModel):
             delta.usage = usage
             yield delta
 
-    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> tuple[Scores, Scores]:
+    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> Scored:
         """As `Model.score`, by echoed completions. Raises Unsupported inside a conversation: chat answers score no input."""
         if before.turns:
             raise Unsupported("an OpenAI server cannot score choices in a conversation; use gen, or a text program")
-        given = await self._echoed(before.text, options)
-        return given, await self._echoed("", options) if alone else []
+        spent: list[Usage] = []
+        given = await self._echoed(before.text, options, spent)
+        return Scored(given, await self._echoed("", options, spent) if alone else [], total(spent))
 
-    async def _echoed(self, prefix: str, options: Sequence[str]) -> Scores:
+    async def _echoed(self, prefix: str, options: Sequence[str], spent: list[Usage]) -> Scores:
         body = {"model": self._name, "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
         answer = await self._address.post("/completions", {**body, "prompt": [prefix + option for option in options]})
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if any(not choice.get("logprobs") for choice in choices):
             raise Unsupported("this OpenAI server scores no prompts, so it cannot choose between texts")
+        spent += filter(None, [usage_of(answer.get("usage"))])
         return [_behind(choice["logprobs"], len(prefix)) for choice in choices]
 
     def _body(self, sampling: SamplingParams) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from radixlm.lang.backends.remote import RemoteBackend, RemoteModel, event_of, f
 from radixlm.lang.backends.wire import Address
 from radixlm.lang.chat import Chat, TemplateChat
 from radixlm.lang.errors import Unsupported
-from radixlm.lang.execute import Scores
+from radixlm.lang.execute import Scored, Scores, total
 from radixlm.lang.ir import Event, Program
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
@@ -94,19 +94,20 @@ class _NativeModel(RemoteModel):
                 index = event.get("index", 0)
                 yield _delta(event, index, known)
 
-    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> tuple[Scores, Scores]:
+    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> Scored:
         """As `Model.score`: one request for the length of the prompt, then one for all options."""
         text = before.text
         sampling = {"max_new_tokens": 0, "temperature": 0}
         first = await self._address.post("/generate", {"text": text, "sampling_params": sampling})
         start = max(0, first["meta_info"]["prompt_tokens"] - 2)
-        wave = [self._scored([text + option for option in options], options, start)]
+        spent = [_usage(first["meta_info"])]
+        wave = [self._scored([text + option for option in options], options, start, spent)]
         if alone:
-            wave.append(self._scored(list(options), options, 0))
+            wave.append(self._scored(list(options), options, 0, spent))
         given, *rest = await asyncio.gather(*wave)
-        return given, rest[0] if rest else []
+        return Scored(given, rest[0] if rest else [], total(spent))
 
-    async def _scored(self, texts: list[str], options: Sequence[str], start: int) -> Scores:
+    async def _scored(self, texts: list[str], options: Sequence[str], start: int, spent: list[Usage]) -> Scores:
         answers = await self._address.post(
             "/generate",
             {
@@ -117,6 +118,7 @@ class _NativeModel(RemoteModel):
                 "logprob_start_len": start,
             },
         )
+        spent += [_usage(answer["meta_info"]) for answer in answers]
         rows = [answer["meta_info"]["input_token_logprobs"] for answer in answers]
         return [_last(row, len(option)) for row, option in zip(rows, options)]
 
@@ -147,15 +149,15 @@ def _delta(event: dict[str, Any], index: int, known: dict[int, str]) -> Delta:
     new = text[len(before) :] if text.startswith(before) else text
     known[index] = before + new
     finish = finish_of(meta.get("finish_reason"))
-    usage = Usage(
-        prompt_tokens=meta.get("prompt_tokens", 0),
-        completion_tokens=meta.get("completion_tokens", 0),
-        cached_tokens=meta.get("cached_tokens", 0),
-    )
     scores = [TokenLogprobs(token, value) for value, token, *_ in meta.get("output_token_logprobs") or ()]
     return Delta(
-        index=index, text=new, logprobs=scores if finish else [], finish=finish, usage=usage if finish else None
+        index=index, text=new, logprobs=scores if finish else [], finish=finish, usage=_usage(meta) if finish else None
     )
+
+
+def _usage(meta: dict[str, Any]) -> Usage:
+    prompt, completion, cached = (meta.get(f"{kind}_tokens", 0) for kind in ("prompt", "completion", "cached"))
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
 
 
 def _last(row: Sequence[Any], size: int) -> tuple[TokenLogprobs, ...]:

@@ -14,11 +14,11 @@ from contextlib import AbstractAsyncContextManager, aclosing
 
 import msgspec
 
-from radixlm.engine.output import Delta, Usage
+from radixlm.engine.output import Delta
 from radixlm.engine.validate import MAX_PARTS, Stretch
 from radixlm.lang.chat import Chat
 from radixlm.lang.errors import Unsupported
-from radixlm.lang.execute import Model, Scores
+from radixlm.lang.execute import Model, Scored, total
 from radixlm.lang.ir import Context, Piece, Program, Turn
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.types import Finish, SamplingParams
@@ -50,7 +50,7 @@ class Speculative:
         """As `Model.together`."""
         return self._model.together(programs)
 
-    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> tuple[Scores, Scores]:
+    async def score(self, before: Held, options: Sequence[str], *, alone: bool) -> Scored:
         """As `Model.score`."""
         return await self._model.score(before, options, alone=alone)
 
@@ -97,7 +97,7 @@ class _Asked:
     """What came ahead of the part under way, how it was sampled, and what all requests cost."""
 
     def __init__(self, model: Model, num_tokens: int) -> None:
-        self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+        self.usage = total(())
         self._model = model
         self._num_tokens = num_tokens
         self._ahead = ""
@@ -136,13 +136,8 @@ class _Asked:
         return text
 
     def _count(self, delta: Delta) -> None:
-        one, more = self.usage, delta.usage
-        if more is not None and not delta.index:
-            self.usage = Usage(
-                prompt_tokens=one.prompt_tokens + more.prompt_tokens,
-                completion_tokens=one.completion_tokens + more.completion_tokens,
-                cached_tokens=one.cached_tokens + more.cached_tokens,
-            )
+        if delta.usage is not None and not delta.index:
+            self.usage = total([self.usage, delta.usage])
 
 
 def _literal(part: Stretch) -> str:
