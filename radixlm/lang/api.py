@@ -6,7 +6,6 @@ None is taken from the `run` call.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -182,8 +181,6 @@ def _shaped(fields: dict[str, Any], given: dict[str, Any], dtype: Any, kind: Kin
     asked = [*shapes, *(("dtype",) if dtype is not None else ()), *(("type",) if kind.fields else ())]
     if len(asked) > 1:
         raise ProgramError(f"{' and '.join(asked)} are given for one gen; at most one can shape it")
-    if "regex" in shapes:
-        _check_regex(shapes["regex"])
     if dtype is not None:
         shapes = _regex_of(dtype, fields)
     return {**fields, **shapes, **kind.fields}, kind
@@ -321,10 +318,3 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> Any:
     return msgspec.json.encode(value).decode() if isinstance(value, Mapping) else value
-
-
-def _check_regex(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ProgramError(f"regex {pattern!r} is not valid: {error}") from None

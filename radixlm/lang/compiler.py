@@ -42,20 +42,17 @@ class Segment:
         return [node for node in self.nodes if isinstance(node, Gen)]
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A verified program and the segments of each of its branches."""
+def compile_program(
+    program: Program, max_parts: int, *, across_messages: bool = True
+) -> Mapping[int, tuple[Segment, ...]]:
+    """All passes over a bound program, verified before and after: the segments of each of its branches.
 
-    program: Program
-    segments: Mapping[int, tuple[Segment, ...]]
-
-
-def compile_program(program: Program, max_parts: int, *, across_messages: bool = True) -> Compiled:
-    """All passes over a bound program, verified before and after. Raises ProgramError for one that cannot run."""
+    Raises ProgramError for a program that cannot run.
+    """
     verify(program)
     program = folded(program)
     verify(program)
-    return Compiled(program, {b.id: tuple(segments(b, max_parts, across_messages)) for b in program.branches})
+    return {branch.id: tuple(segments(branch, max_parts, across_messages)) for branch in program.branches}
 
 
 def bound(program: Program, arguments: Mapping[str, str]) -> Program:
@@ -97,21 +94,18 @@ def segments(branch: Branch, max_parts: int, across_messages: bool = True) -> It
     nodes: list[Node] = []
     num_gens = 0
     for node in branch.nodes:
-        pauses = isinstance(node, Ref) or (isinstance(node, Close) and not across_messages)
-        if num_gens and (pauses or (isinstance(node, Gen) and num_gens >= max_parts)):
+        many = isinstance(node, Gen) and node.sampling.n > 1
+        full = isinstance(node, Gen) and (many or num_gens >= max_parts)
+        pauses = full or isinstance(node, Ref) or (isinstance(node, Close) and not across_messages)
+        if num_gens and pauses:
             yield Segment(tuple(nodes))
             nodes, num_gens = [], 0
-        if isinstance(node, Select | End | Reason | Fork):
-            yield Segment(tuple(nodes), node)
+        last = node if isinstance(node, Select | End | Reason | Fork) else None
+        if last is None:
+            nodes.append(node)
+            num_gens += isinstance(node, Gen)
+        if many or last is not None:
+            yield Segment(tuple(nodes), last)
             nodes, num_gens = [], 0
-            continue
-        if isinstance(node, Gen) and node.sampling.n > 1:
-            if num_gens:
-                yield Segment(tuple(nodes))
-            yield Segment((*(() if num_gens else nodes), node))
-            nodes, num_gens = [], 0
-            continue
-        nodes.append(node)
-        num_gens += isinstance(node, Gen)
     if nodes:
         yield Segment(tuple(nodes))

@@ -18,8 +18,8 @@ from radixlm.engine.validate import Stretch
 from radixlm.errors import Aborted, Error
 from radixlm.lang.chat import Chat
 from radixlm.lang.choices import METHODS, mean
-from radixlm.lang.compiler import Compiled, Segment, compile_program
-from radixlm.lang.errors import ProgramError, Unsupported, placed
+from radixlm.lang.compiler import Segment, compile_program
+from radixlm.lang.errors import Unsupported, placed
 from radixlm.lang.ir import (
     Begin,
     BranchEvent,
@@ -116,21 +116,18 @@ async def execute(model: Model, programs: Many[Program]) -> AsyncGenerator[Event
 
 async def _run(model: Model, program: Program, index: int, emit: Emit) -> None:
     try:
-        compiled = compile_program(program, model.max_parts, across_messages=model.across_messages)
-        await _Instance(model, compiled, index, emit).run()
+        await _Instance(model, program, index, emit).run()
         emit(EndEvent(index))
     except Exception as error:  # noqa: BLE001 - border: a task main; the error becomes the program's last event
         emit(_told(error, index))
 
 
 def _told(error: Exception, index: int) -> ErrorEvent:
-    if isinstance(error, ProgramError):
-        unsupported = isinstance(error, Unsupported)
-        return ErrorEvent(index, error.reason, error.code, error.status, error.line, error.node, unsupported)
-    if isinstance(error, Error):
-        return ErrorEvent(index, error.message, error.code, error.status)
-    logger.exception("a program failed by a fault of ours")
-    return ErrorEvent(index, f"{type(error).__name__}: {error}")
+    if not isinstance(error, Error):
+        logger.exception("a program failed by a fault of ours")
+    told = placed(error)
+    unsupported = isinstance(told, Unsupported)
+    return ErrorEvent(index, told.reason, told.code, told.status, told.line, told.node, unsupported)
 
 
 def _answers(gen: Gen) -> list[Completion]:
@@ -153,10 +150,10 @@ def _pairs(scores: Scores) -> list[list[tuple[float | None, int]]]:
 class _Instance:
     """One program as it runs."""
 
-    def __init__(self, model: Model, compiled: Compiled, index: int, emit: Emit) -> None:
+    def __init__(self, model: Model, program: Program, index: int, emit: Emit) -> None:
         self.model = model
-        self.compiled = compiled
-        self.program = compiled.program
+        self.program = program
+        self.segments = compile_program(program, model.max_parts, across_messages=model.across_messages)
         self.index = index
         self.emit = emit
         self.chat = model.chat(self.program)
@@ -200,7 +197,7 @@ class _Runner:
         self._sequence = sequence
 
     async def run(self) -> None:
-        for segment in self._instance.compiled.segments[self._id]:
+        for segment in self._instance.segments[self._id]:
             await self._at((segment.gens or segment.nodes)[:1], self._segment(segment))
             if segment.last is not None:
                 await self._at((segment.last,), self._control(segment.last))
@@ -210,15 +207,13 @@ class _Runner:
         """Errors name the node they came from."""
         try:
             await work
-        except Error as error:
-            raise self._placed(error, nodes[0]) from error
-        except Exception as error:  # border: a model of others may answer anything
-            logger.exception("a program failed by an answer that is none, or a fault of ours")
-            text = f"the answer is none that is known here ({type(error).__name__}: {error})"
-            raise self._placed(Error(text), nodes[0]) from error
-
-    def _placed(self, error: Error, node: Node) -> ProgramError:
-        return placed(error, program=self._instance.program.name, line=node.line, node=describe(node))
+        except Exception as error:
+            known = error
+            if not isinstance(error, Error):  # border: a model of others may answer anything
+                logger.exception("a program failed by an answer that is none, or a fault of ours")
+                known = Error(f"the answer is none that is known here ({type(error).__name__}: {error})")
+            place = {"line": nodes[0].line, "node": describe(nodes[0])}
+            raise placed(known, program=self._instance.program.name, **place) from error
 
     # -- a segment ----------------------------------------------------------------------------------------------------
 
@@ -269,21 +264,14 @@ class _Runner:
         return found
 
     def _apply(self, sequence: Sequence, node: Node, texts: dict[int, str], *, told: bool) -> None:
-        chat = self._instance.chat
-        match node:
-            case Text(text=text):
-                added = sequence.add(text)
-            case Ref():
-                added = sequence.add(texts[id(node)])
-            case Open(role=role):
-                added = sequence.open(role, chat)
-            case Close():
-                added = sequence.close(chat)
-            case Begin(name=name):
-                sequence.scopes[name] = sequence.length
-                return
-            case _:
-                raise AssertionError(f"{describe(node)} is no literal")
+        if isinstance(node, Begin):
+            sequence.scopes[node.name] = sequence.length
+            return
+        if isinstance(node, Ref):
+            added = sequence.add(texts[id(node)])
+        else:
+            assert isinstance(node, Text | Open | Close), f"{describe(node)} is no literal"
+            added = sequence.apply(node, self._instance.chat)
         if told and added and self._instance.program.stream:
             self._emit(TextEvent(self._instance.index, self._id, added))
 

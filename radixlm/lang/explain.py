@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from radixlm.lang.ir import (
     Select,
     Text,
     UsageEvent,
+    constant_nodes,
     describe,
 )
 
@@ -76,33 +78,27 @@ class Explained(msgspec.Struct, frozen=True, omit_defaults=True):
     interpreted: str = ""
 
 
+@dataclass(frozen=True)
 class Measure:
     """How long texts are and what the chat template writes; by characters and without it unless an engine's are given.
 
     `max_parts` and `across_messages` are those of the model (`execute.Model`).
     """
 
-    def __init__(
-        self,
-        size: Callable[[str], int] = len,
-        chat: Chat | None = None,
-        max_parts: int = MAX_PARTS,
-        *,
-        across_messages: bool = True,
-    ) -> None:
-        self.size = size
-        self.unit = "characters" if size is len else "tokens"
-        self.chat = chat
-        self.max_parts = max_parts
-        self.across_messages = across_messages
+    size: Callable[[str], int] = len
+    chat: Chat | None = None
+    max_parts: int = MAX_PARTS
+    across_messages: bool = True
+
+    @property
+    def unit(self) -> str:
+        """Of sizes."""
+        return "characters" if self.size is len else "tokens"
 
 
-def explained(
-    program: Program, measure: Measure, usages: Mapping[tuple[int, str], UsageEvent], interpreted: str = ""
-) -> Explained:
+def explained(program: Program, measure: Measure, usages: Mapping[tuple[int, str], UsageEvent]) -> Explained:
     """The plan of a program that need not be bound; its branches may come in several stretches."""
-    steps, lead = _Reader(program, measure, usages).read()
-    return Explained(program.name, measure.unit, lead, steps, interpreted)
+    return _Reader(program, measure, usages).read()
 
 
 class _Reader:
@@ -116,13 +112,12 @@ class _Reader:
         self._computed: defaultdict[int, int] = defaultdict(int)  # and of what a request has computed of it
         self._roles: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
 
-    def read(self) -> tuple[tuple[Step, ...], int]:
-        """The steps, and the size of the constant beginning."""
+    def read(self) -> Explained:
         self._walks = [(branch.id, self._branch(branch)) for branch in self._program.branches]
         steps: list[Step] = []
         while self._walks:
             self._walk(self._walks[0][0], steps)
-        return tuple(steps), self._lead()
+        return Explained(self._program.name, self._measure.unit, self._lead(), tuple(steps))
 
     def _walk(self, id_: int, steps: list[Step]) -> None:
         """The next stretch of a branch."""
@@ -138,7 +133,7 @@ class _Reader:
     def _lead(self) -> int:
         """The constant beginning."""
         text, roles = "", ()
-        for node in constant_nodes(self._program):
+        for node in constant_nodes(self._program.branches[0]):
             more, roles = self._literal(node, roles)
             text += more
         return self._measure.size(text) if text else 0
@@ -148,21 +143,19 @@ class _Reader:
         for segment in segments(branch, self._measure.max_parts, self._measure.across_messages):
             nodes = [*waiting, *segment.nodes]
             end = max((index + 1 for index, node in enumerate(nodes) if isinstance(node, Gen)), default=0)
-            waiting = nodes[end:]
             if end:
                 yield self._step(branch.id, nodes[:end])
-            if isinstance(segment.last, Select):
-                yield self._step(branch.id, waiting, segment.last)
-            elif segment.last is not None:
-                yield from self._rest(branch.id, waiting)
-                yield self._note(branch.id, segment.last)
-            if segment.last is not None:
-                waiting = []
-        yield from self._rest(branch.id, waiting)
-
-    def _rest(self, branch: int, nodes: Sequence[Node]) -> Iterator[Step]:
-        if nodes:
-            yield self._step(branch, nodes)
+            waiting, last = nodes[end:], segment.last
+            if last is None:
+                continue
+            chosen = last if isinstance(last, Select) else None
+            if waiting or chosen is not None:
+                yield self._step(branch.id, waiting, chosen)
+            if isinstance(last, Fork | End | Reason):
+                yield self._note(branch.id, last)
+            waiting = []
+        if waiting:
+            yield self._step(branch.id, waiting)
 
     def _step(self, branch: int, nodes: Sequence[Node], chosen: Select | None = None) -> Step:
         parts: list[Part] = []
@@ -225,16 +218,6 @@ class _Reader:
             self._roles[child] = self._roles[branch]
             self._computed[branch] = self._held[branch]  # the first child computes it for all
         return Step(branch, node.line, note=describe(node), children=children)
-
-
-def constant_nodes(program: Program) -> Sequence[Node]:
-    """The nodes at the beginning of the program that are the same whatever it is given."""
-    found: list[Node] = []
-    for node in program.branches[0].nodes:
-        if not isinstance(node, Text | Open | Close):
-            break
-        found.append(node)
-    return found
 
 
 def _head(plan: Explained) -> list[str]:

@@ -277,6 +277,16 @@ def describe(node: Node) -> str:
             return f"separate reasoning of {name}"
 
 
+def constant_nodes(branch: Branch) -> list[Text | Open | Close]:
+    """The nodes at the beginning of a branch that are the same whatever the program is given."""
+    found: list[Text | Open | Close] = []
+    for node in branch.nodes:
+        if not isinstance(node, Text | Open | Close):
+            break
+        found.append(node)
+    return found
+
+
 def verify(program: Program) -> None:
     """Raises ProgramError unless the nodes fit together: known branches and values, matched messages, nothing waits for itself."""
     if program.version != VERSION:

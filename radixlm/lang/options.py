@@ -46,10 +46,7 @@ class Signature:
     ) -> None:
         parameters = list(inspect.signature(function).parameters.values())
         self.name = getattr(function, "__name__", "program")
-        if not parameters or parameters[0].kind not in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
+        if not parameters or parameters[0].kind > inspect.Parameter.POSITIONAL_OR_KEYWORD:
             raise ProgramError("a program's first parameter is its state, s", program=self.name)
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise ProgramError("a program is a plain function: without async, await and yield", program=self.name)

@@ -19,8 +19,7 @@ from radixlm.lang.backends.api import Backend
 from radixlm.lang.compiler import bound
 from radixlm.lang.defaults import default_backend
 from radixlm.lang.errors import ProgramError, TraceError, placed
-from radixlm.lang.explain import constant_nodes
-from radixlm.lang.ir import Argument, Gen, Node
+from radixlm.lang.ir import Argument, Gen, constant_nodes
 from radixlm.lang.options import Call, Signature
 from radixlm.lang.run import Run, Track, explain, launch
 from radixlm.lang.state import ProgramState
@@ -266,7 +265,7 @@ class Plan:
 
     def cache(self, backend: Backend | None = None) -> None:
         """Computes its constant beginning, so that the cache has it."""
-        nodes: list[Node] = list(constant_nodes(self.program))
+        nodes = constant_nodes(self.program.branches[0])
         if not nodes:
             why = "it begins with nothing constant, so there is nothing to cache"
             raise ProgramError(why, program=self.program.name)

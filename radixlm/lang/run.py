@@ -47,7 +47,7 @@ from radixlm.lang.ir import (
 )
 from radixlm.lang.ledger import Ledger
 from radixlm.lang.options import Settings
-from radixlm.lang.tracer import Placeholder, line_of_program, node_of, run_of, value_of
+from radixlm.lang.tracer import Placeholder, about, line_of_program, value_of
 
 _flying: set[Future[None]] = set()
 
@@ -118,8 +118,8 @@ class Run:
             raise self.error(error, line) from None
 
     def _item(self, track: Track, item: Item, line: int) -> None:
-        if isinstance(item, Placeholder) and run_of(item) is self and not self.live:
-            track.nodes.append(msgspec.structs.replace(node_of(item), line=line))
+        if isinstance(item, Placeholder) and about(item).run is self and not self.live:
+            track.nodes.append(msgspec.structs.replace(about(item).node, line=line))
         elif isinstance(item, Placeholder):
             for known in items_of(value_of(item, "giving it to another program")):
                 self._item(track, known, line)
@@ -363,7 +363,7 @@ def explain(run: Run, form: str) -> str:
     program = run.whole()
     measure = run.backend.measure(program) if run.backend is not None else Measure()
     why = f"line {refusal.line}: {refusal.reason}" if (refusal := run.refusal) is not None else ""
-    plan = explained(program, measure, run.ledger.usages, why)
+    plan = msgspec.structs.replace(explained(program, measure, run.ledger.usages), interpreted=why)
     if form in FORMS:
         return FORMS[form](plan)
     draw(plan, Path(form))

@@ -7,7 +7,7 @@ a sequence depend on the program alone.
 from __future__ import annotations
 
 from radixlm.lang.chat import Chat
-from radixlm.lang.ir import Context, Piece, Turn
+from radixlm.lang.ir import Close, Context, Open, Piece, Text, Turn
 
 
 class Sequence:
@@ -37,6 +37,12 @@ class Sequence:
     def is_open(self) -> bool:
         """Whether a message is open."""
         return bool(self.turns) and self.turns[-1].end < 0
+
+    def apply(self, node: Text | Open | Close, chat: Chat) -> str:
+        """What a constant node writes. Returns what was added."""
+        if isinstance(node, Text):
+            return self.add(node.text)
+        return self.open(node.role, chat) if isinstance(node, Open) else self.close(chat)
 
     def add(self, text: str) -> str:
         """Literal text; what begins a message loses the white space before it. Returns what was added."""

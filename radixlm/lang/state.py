@@ -12,7 +12,7 @@ from radixlm.lang.ir import TextEvent
 from radixlm.lang.meta import chunk_meta, meta_info
 from radixlm.lang.run import Generated, Run, Track, explain
 from radixlm.lang.sequence import Sequence as Held
-from radixlm.lang.tracer import Placeholder, line_of_program, node_of, value_of, variable_of
+from radixlm.lang.tracer import Placeholder, about, line_of_program, value_of
 
 
 class ProgramState:
@@ -150,8 +150,8 @@ class ProgramState:
 
     def _value(self, value: Any) -> Any:
         if type(value) is Placeholder:
-            known = variable_of(value)  # none of an argument that was open when the program was compiled
-            return value_of(value, "returning it") if known is None else self._run.read(known, node_of(value).name)
+            node, _, variable, _ = about(value)  # of an argument that was open when the program was compiled: None
+            return value_of(value, "returning it") if variable is None else self._run.read(variable, node.name)
         if type(value) in (list, tuple):
             return type(value)(self._value(item) for item in value)
         return {key: self._value(item) for key, item in value.items()} if type(value) is dict else value

@@ -11,7 +11,7 @@ import dis
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from radixlm.lang.errors import ProgramError, TraceError
 from radixlm.lang.ir import Argument, Ref
@@ -47,51 +47,59 @@ class Tracing(Protocol):
     def read(self, variable: Any, name: str) -> Any: ...
 
 
+class Stands(NamedTuple):
+    """What a placeholder stands for: a variable of a run, or (None) an open argument. `is_text`: it may be added to text."""
+
+    node: Ref | Argument
+    run: Tracing
+    variable: Any
+    is_text: bool
+
+
 class Placeholder:
-    """A generated value (`Ref`) or an argument (`Argument`) that is not there yet. `is_text`: it may be added to text.
+    """A generated value or an argument that is not there yet.
 
     What is refused is also written to the run's `refusals`: a program that swallows the exception is found out all the
     same. One that was kept until its program runs does what its value does.
     """
 
-    __slots__ = ("_is_text", "_node", "_run", "_variable")
+    __slots__ = ("_stands",)
 
     def __init__(self, node: Ref | Argument, run: Tracing, variable: Any = None, *, is_text: bool = True) -> None:
-        object.__setattr__(self, "_node", node)
-        object.__setattr__(self, "_run", run)
-        object.__setattr__(self, "_variable", variable)
-        object.__setattr__(self, "_is_text", is_text)
+        self._stands = Stands(node, run, variable, is_text)
 
     def __add__(self, other: Any) -> Any:
         from radixlm.lang.api import Expression, items_of  # the two define each other
 
-        if run_of(self).live:
+        if about(self).run.live:
             return value_of(self, "+") + other
         return Expression(_text_of(self), *items_of(other))
 
     def __radd__(self, other: Any) -> Any:
         from radixlm.lang.api import Expression, items_of
 
-        if run_of(self).live:
+        if about(self).run.live:
             return other + value_of(self, "+")
         return Expression(*items_of(other), _text_of(self))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(value_of(self, f".{name}"), name)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(value_of(self, f".{name} = ..."), name, value)
-
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]  isinstance(value, str) must not quietly say no
         return type(value_of(self, "isinstance()"))
 
 
+def about(placeholder: Placeholder) -> Stands:
+    """What it stands for."""
+    return placeholder._stands
+
+
 def value_of(self: Placeholder, what: str) -> Any:
     """The value, if its program runs. Else this use of it is refused: TraceError, or ProgramError for an open argument."""
-    run, node = run_of(self), node_of(self)
+    node, run, variable, _ = about(self)
     if run.live:
-        return run.read(object.__getattribute__(self, "_variable"), node.name)
+        return run.read(variable, node.name)
     if isinstance(node, Ref):
         error = TraceError(f"{what} needs the value of {node.name}, which is not there yet", line=line_of_program())
     else:
@@ -101,24 +109,9 @@ def value_of(self: Placeholder, what: str) -> Any:
 
 
 def _text_of(self: Placeholder) -> Placeholder:
-    if not object.__getattribute__(self, "_is_text"):
+    if not about(self).is_text:
         value_of(self, "adding it to text")
     return self
-
-
-def node_of(placeholder: Placeholder) -> Ref | Argument:
-    """What it stands for."""
-    return object.__getattribute__(placeholder, "_node")
-
-
-def run_of(placeholder: Placeholder) -> Tracing:
-    """The run that gave it out."""
-    return object.__getattribute__(placeholder, "_run")
-
-
-def variable_of(placeholder: Placeholder) -> Any:
-    """The variable of its run that it was read from."""
-    return object.__getattribute__(placeholder, "_variable")
 
 
 def _deferring(name: str) -> Any:

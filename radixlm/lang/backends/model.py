@@ -18,7 +18,7 @@ from radixlm.engine.validate import MAX_PARTS, GenerateRequest, Stretch
 from radixlm.errors import Error, InvalidRequest
 from radixlm.lang.chat import TemplateChat
 from radixlm.lang.execute import Scored, Scores, total
-from radixlm.lang.ir import Close, Context, Open, Program, Text
+from radixlm.lang.ir import Context, Program, constant_nodes
 from radixlm.lang.sequence import Sequence as Held
 from radixlm.messages import TokenLogprobs
 from radixlm.text.tokenizer import Tokenizer
@@ -91,16 +91,9 @@ class EngineModel:
         root = program.branches[0]
         held, chat = Held(root.context or Context()), self.chat(program)
         try:
-            for node in root.nodes:
-                if isinstance(node, Text):
-                    held.add(node.text)
-                elif isinstance(node, Open):
-                    held.open(node.role, chat)
-                elif isinstance(node, Close) and held.is_open:
-                    held.close(chat)
-                else:
-                    break
-        except Error:
+            for node in constant_nodes(root):
+                held.apply(node, chat)
+        except (Error, IndexError):
             return Held(Context())  # running it will say what is wrong
         return held
 
