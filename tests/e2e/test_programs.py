@@ -160,6 +160,9 @@ def test_select_agrees_on_all_backends_that_score(local, url, method):
     states = [program.run(backend=backend) for backend in (local, sgl.HttpBackend(url), native)]
     assert {state["city"] for state in states} == {states[0]["city"]}
     scores = [state.get_meta_info("city")["normalized_prompt_logprobs"] for state in states]
+    for state in states:
+        (step,) = json.loads(state.explain("json"))["steps"]
+        assert step["measured"]["names"] == ["city"] and step["measured"]["prompt_tokens"] >= 20
     for other in scores[1:]:
         assert other == pytest.approx(scores[0], abs=1e-3)
 
@@ -457,6 +460,10 @@ def test_a_regex_holds(ours):
 
     assert re.fullmatch(pattern, regex_gen.run(backend=ours)["answer"])
     assert re.fullmatch("[0-9]+", sgl.generate("2 + 2 =", regex=" [0-9]{1,3}", temperature=0, backend=ours).strip())
+    assert sgl.generate("My name is", regex=r" \p{Lu}\w+", temperature=0, backend=ours)[1].isupper()
+    with pytest.raises(sgl.ProgramError, match=r"gen answer: regex '\('") as caught:
+        sgl.generate("2 + 2 =", regex="(", backend=ours)
+    assert caught.value.node == "gen answer"
 
 
 def test_reasoning_is_kept_apart(ours):

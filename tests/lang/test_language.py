@@ -322,7 +322,6 @@ def test_dtype_keeps_the_stops_it_is_given():
         (lambda s: s.__iadd__(sgl.gen("x", max_tokens="many")), "max_tokens"),
         (lambda s: s.__iadd__("a" + sgl.gen("x", temperature=9.0)), "temperature is 9.0"),
         (lambda s: s.__iadd__("a" + sgl.gen("x", max_tokens=10**6)), "context"),
-        (lambda s: s.__iadd__("a" + sgl.gen("x", regex="(")), "regex"),
         (lambda s: s.__iadd__("a" + sgl.gen(3)), "needs a name"),
         (lambda s: s.__iadd__("a" + sgl.gen("x" * 300)), "needs a name"),
         (lambda s: s.__iadd__("a" + sgl.select("x", ["b", 3])), "choices"),
