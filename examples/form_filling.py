@@ -7,9 +7,10 @@ import radixlm as sgl
 
 @sgl.function
 def fill_form(s, request):
-    s += "Turn the request into a booking form.\nRequest: " + request + "\n"
+    s += "Turn each request into a booking form.\nRequest: Lunch for two, anywhere.\n"
+    s += '{"guests": 2, "meal": "lunch", "window": false}\nRequest: ' + request + "\n"
     with s.var_scope("form"):
-        s += '{"guests": ' + sgl.gen("guests", type=int, max_tokens=4)
+        s += '{"guests": ' + sgl.gen("guests", regex="[1-9]", max_tokens=4)
         s += ', "meal": "' + sgl.gen("meal", choice=["breakfast", "lunch", "dinner"], max_tokens=8)
         s += '", "window": ' + sgl.gen("window", choice=["true", "false"], max_tokens=4) + "}"
 

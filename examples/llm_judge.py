@@ -13,8 +13,8 @@ def judge(s, essay):
     s += "Essay: " + essay + "\n"
     branches = s.fork(len(DIMENSIONS))
     for branch, dimension in zip(branches, DIMENSIONS):
-        branch += f"One remark on the {dimension} of the essay:"
-        branch += sgl.gen("remark", max_tokens=16, stop="\n")
+        branch += f"The {dimension} of the essay is"
+        branch += sgl.gen("remark", max_tokens=16, stop=["\n", "."])
     branches.join()
     for branch, dimension in zip(branches, DIMENSIONS):
         s += f"{dimension}:" + branch["remark"] + "\n"

@@ -8,8 +8,8 @@ def think_then_answer(s, question):
     s += sgl.system("Think in one short sentence. Then answer.")
     s += sgl.user(question)
     s += sgl.assistant_begin()
-    s += "Thought: " + sgl.gen("thinking", max_tokens=24, stop=["\n", "."])
-    s += ".\nAnswer: " + sgl.gen("answer", max_tokens=16, stop="\n")
+    s += "Thought:" + sgl.gen("thinking", max_tokens=24, stop=["\n", "."])
+    s += ".\nAnswer:" + sgl.gen("answer", max_tokens=16, stop="\n")
     s += sgl.assistant_end()
 
 

@@ -11,7 +11,7 @@ def tree_of_thought(s, problem, width=3):
     ideas += "\nIs this idea good? Answer: " + sgl.select("verdict", ["yes", "no"])
     ideas.join()
     best = max(range(width), key=lambda i: margin(ideas[i]))
-    s += "Idea:" + ideas[best]["idea"] + "\nSolution:" + sgl.gen("solution", max_tokens=24, stop="\n")
+    s += "Idea:" + ideas[best]["idea"] + "\nThe first step is to" + sgl.gen("solution", max_tokens=24, stop=["\n", "."])
 
 
 def margin(branch) -> float:
