@@ -44,8 +44,10 @@ class Signature:
     def __init__(
         self, function: Any, bound: Mapping[str, Any], tools: Sequence[Any] = (), num_api_spec_tokens: int = 0
     ) -> None:
+        if not (inspect.isfunction(function) or inspect.ismethod(function)):
+            raise ProgramError(f"a program is a plain function, not {function!r}; give its arguments by bind")
         parameters = list(inspect.signature(function).parameters.values())
-        self.name = getattr(function, "__name__", "program")
+        self.name = function.__name__
         if not parameters or parameters[0].kind > inspect.Parameter.POSITIONAL_OR_KEYWORD:
             raise ProgramError("a program's first parameter is its state, s", program=self.name)
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):

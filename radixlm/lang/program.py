@@ -133,43 +133,41 @@ class SglFunction:
         return results if generator_style else list(results)
 
     def _start(
-        self, calls: Sequence[Call], backend: Backend, interpret: Callable[[ProgramState, Call], object]
+        self, calls: Sequence[Call], backend: Backend, interpret: Callable[[Run, Call], object]
     ) -> list[ProgramState]:
         """Launches the instances that can be traced together, and has the others interpreted."""
-        states = [self._trace(call, backend) for call in calls]
-        ready = [state._run for state in states if state is not None]
+        runs = [self._trace(call, backend) for call in calls]
+        ready = [run for run in runs if run is not None]
         for start in range(0, len(ready), _BATCH):
             launch(backend, ready[start : start + _BATCH])
-        return [self._live(call, backend, interpret) if s is None else s for s, call in zip(states, calls)]
+        runs = [self._live(call, backend, interpret) if run is None else run for run, call in zip(runs, calls)]
+        return [ProgramState(run, run.tracks[0], outside=True) for run in runs]
 
-    def _live(self, call: Call, backend: Backend, interpret: Callable[[ProgramState, Call], object]) -> ProgramState:
+    def _live(self, call: Call, backend: Backend, interpret: Callable[[Run, Call], object]) -> Run:
         run = Run(self.name, backend, call.settings, live=True)
         run.refusals = [self._dependent] if self._dependent is not None else []
-        state = ProgramState(run, run.tracks[0])
-        interpret(state, call)
-        return state
+        interpret(run, call)
+        return run
 
     # -- how --------------------------------------------------------------------------------------------------------
 
-    def _trace(self, call: Call, backend: Backend) -> ProgramState | None:
+    def _trace(self, call: Call, backend: Backend) -> Run | None:
         """The instance with everything recorded, or None if its course depends on generated values."""
         if self._dependent is not None:
             return None
-        state = self._record(call, backend)
-        run = state._run
+        run = self._record(call, backend)
         self._dependent = run.refusal
         if self._dependent is not None:
             return None
         run.live = run.returned = True
-        return state
+        return run
 
-    def _record(self, call: Call, backend: Backend | None) -> ProgramState:
+    def _record(self, call: Call, backend: Backend | None) -> Run:
         """What the program writes without values, and without arguments that are missing. `refusal` of its run: why not all."""
         run = Run(self.name, backend, call.settings, live=False)
-        state = ProgramState(run, run.tracks[0])
         holes = {name: Placeholder(Argument(name=name), run) for name in call.missing}
         try:
-            self._call(state, {**call.arguments, **holes})
+            self._call(run, {**call.arguments, **holes})
         except ProgramError:
             if not run.refusals:
                 raise
@@ -180,48 +178,45 @@ class SglFunction:
         if (run.num_reads or holes) and not run.refusals and (line := catching_line(self.func)):
             why = "it catches exceptions, so what it does with values cannot be seen"
             run.refusals.append(TraceError(why, line=line))
-        return state
+        return run
 
-    def _call(self, state: ProgramState, arguments: dict[str, Any]) -> None:
+    def _call(self, run: Run, arguments: dict[str, Any]) -> None:
         """Runs the function. An error that knows no place gets the program's name and line."""
         try:
-            state._returned = self.func(state, **arguments)
+            run.value = self.func(ProgramState(run, run.tracks[0]), **arguments)
         except ProgramError as error:
-            told = state._run.error(error, _line_in(error, self.func))
+            told = run.error(error, _line_in(error, self.func))
             raise told.with_traceback(error.__traceback__) from error.__cause__
 
-    def _interpret(self, state: ProgramState, call: Call) -> None:
-        run = state._run
-        run.writer = threading.get_ident()
+    def _interpret(self, run: Run, call: Call) -> None:
         try:
-            self._call(state, call.arguments)
+            self._call(run, call.arguments)
             run.finish()
         except BaseException as error:
             run.ledger.fail(placed(error, program=self.name, line=_line_in(error, self.func)))
             run.cancel()
             raise
 
-    def _interpret_quietly(self, state: ProgramState, call: Call) -> None:
+    def _interpret_quietly(self, run: Run, call: Call) -> None:
         """In a thread of its own: what the function raises reaches whoever waits for the state."""
         with contextlib.suppress(Exception):
-            self._interpret(state, call)
+            self._interpret(run, call)
 
-    def _in_thread(self, state: ProgramState, call: Call) -> None:
-        state._run.writer = 0  # known once it runs
-        threading.Thread(target=self._interpret_quietly, args=(state, call), name=self.name, daemon=True).start()
+    def _in_thread(self, run: Run, call: Call) -> None:
+        threading.Thread(target=self._interpret_quietly, args=(run, call), name=self.name, daemon=True).start()
 
     # -- looking at it ------------------------------------------------------------------------------------------------
 
     def trace(self, *args: Any, **options: Any) -> Plan:
         """What the program is, without running it; arguments that are not given stay open. Raises TraceError."""
-        state = self._partial(args, options)
-        if (refusal := state._run.refusal) is not None:
+        run = self._partial(args, options)
+        if (refusal := run.refusal) is not None:
             raise refusal
-        return Plan(state)
+        return Plan(run)
 
     compile = trace
 
-    def _partial(self, args: Sequence[Any], options: Mapping[str, Any]) -> ProgramState:
+    def _partial(self, args: Sequence[Any], options: Mapping[str, Any]) -> Run:
         call = self._signature.call(args, options, partial=True)
         return self._record(call, call.backend)
 
@@ -230,7 +225,7 @@ class SglFunction:
 
         Sizes are tokens if a local `backend` is given. Raises ProgramError for an argument that it needs.
         """
-        run = self._partial(args, options)._run
+        run = self._partial(args, options)
         if (refusal := run.refusal) is not None and type(refusal) is not TraceError:
             raise refusal
         return explain(run, form)
@@ -243,9 +238,9 @@ class SglFunction:
 class Plan:
     """Made by `SglFunction.compile`. `program` is the intermediate form, with arguments still open."""
 
-    def __init__(self, traced: ProgramState) -> None:
+    def __init__(self, traced: Run) -> None:
         self._traced = traced
-        self.program = traced._run.whole()
+        self.program = traced.whole()
 
     @property
     def missing(self) -> list[str]:
@@ -260,7 +255,7 @@ class Plan:
             if not isinstance(value, str):
                 raise ProgramError(f"{name} is a {type(value).__name__}; make it a str", program=self.program.name)
         nodes = {branch.id: list(branch.nodes) for branch in bound(self.program, arguments).branches}
-        tracks = [replace(t, variables=dict(t.variables), nodes=nodes[t.id]) for t in self._traced._run.tracks]
+        tracks = [replace(t, variables=dict(t.variables), nodes=nodes[t.id]) for t in self._traced.tracks]
         return self._run(backend, tracks)
 
     def cache(self, backend: Backend | None = None) -> None:
@@ -272,19 +267,17 @@ class Plan:
         self._run(backend, [Track(0, {}, [*nodes, Gen(name="cache", sampling=SamplingParams(max_tokens=0))])])
 
     def _run(self, backend: Backend | None, tracks: list[Track]) -> ProgramState:
-        traced = self._traced._run
+        traced = self._traced
         where = backend or traced.backend or default_backend()
         run = Run(traced.name, where, traced.settings, live=True)
-        run.tracks, run.returned = tracks, True
+        run.tracks, run.returned, run.value = tracks, True, traced.value
         launch(where, [run])
         run.wait(lambda: run.done)
-        state = ProgramState(run, run.tracks[0])
-        state._returned = self._traced._returned
-        return state
+        return ProgramState(run, run.tracks[0])
 
     def explain(self, form: str = "text") -> str:
         """The plan as text, json or mermaid, or written to FILE.png."""
-        return explain(self._traced._run, form)
+        return explain(self._traced, form)
 
 
 def _in_order(states: Sequence[ProgramState], *, progress_bar: bool) -> Iterator[ProgramState]:

@@ -86,7 +86,7 @@ class Track:
 
 
 class Run:
-    """See the module. Recorded by one thread."""
+    """See the module. A program's threads may record on branches of their own."""
 
     def __init__(self, name: str, backend: Backend | None, settings: Settings, *, live: bool) -> None:
         self.name = name
@@ -97,9 +97,9 @@ class Run:
         self.tracks = [Track(0, {})]
         self.refusals: list[ProgramError] = []  # what could not be traced
         self.num_reads = 0  # placeholders given out
-        self.returned = False  # the program's function has returned
-        self.writer: int | None = None  # the thread that runs it, where that is not the caller's
+        self.returned, self.value = False, None  # the program's function has returned, and what
         self.deadline = time.monotonic() + (math.inf if settings.timeout_s is None else settings.timeout_s)
+        self._recording = threading.RLock()  # nothing is added while what there is is sent
         self._num_flights = 0
         self._futures: list[Future[None]] = []
         self._flown: list[Branch] = []
@@ -112,8 +112,9 @@ class Run:
             raise self.ledger.error
         line = line_of_program()
         try:
-            for item in items_of(value):
-                self._item(track, item, line)
+            with self._recording:
+                for item in items_of(value):
+                    self._item(track, item, line)
         except ProgramError as error:
             raise self.error(error, line) from None
 
@@ -174,12 +175,14 @@ class Run:
     def begin(self, track: Track, name: str) -> str:
         """A scope begins; gives the key to end it with."""
         key = self.key(track, name)
-        track.nodes.append(Begin(name=key, line=line_of_program()))
+        with self._recording:
+            track.nodes.append(Begin(name=key, line=line_of_program()))
         return key
 
     def end(self, track: Track, name: str, key: str) -> None:
         """The scope ends: its text is variable `name`, if that is not empty."""
-        track.nodes.append(End(name=key, line=line_of_program()))
+        with self._recording:
+            track.nodes.append(End(name=key, line=line_of_program()))
         track.know(name, Generated(track.id, key))
 
     def fork(self, track: Track, count: int) -> list[Track]:
@@ -188,9 +191,10 @@ class Run:
         if not isinstance(count, int) or not 1 <= count < MAX_BRANCHES:
             rule = f"its size is {count!r}; it must be at least 1, and a program has at most {MAX_BRANCHES} branches"
             raise self.error(ProgramError(rule, node="fork"), line)
-        children = [Track(len(self.tracks) + i, dict(track.variables), role=track.role) for i in range(count)]
-        self.tracks += children
-        track.nodes.append(Fork(children=tuple(child.id for child in children), line=line))
+        with self._recording:
+            children = [Track(len(self.tracks) + i, dict(track.variables), role=track.role) for i in range(count)]
+            self.tracks += children
+            track.nodes.append(Fork(children=tuple(child.id for child in children), line=line))
         return children
 
     def error(self, error: ProgramError, line: int) -> ProgramError:
@@ -235,11 +239,6 @@ class Run:
         except KeyboardInterrupt:
             self.cancel("interrupted")
             raise
-
-    @property
-    def is_written(self) -> bool:
-        """Whether this thread sees all that will be written before it reads: it writes itself, or the writer is done."""
-        return self.returned or self.writer in (None, threading.get_ident())
 
     def refuse_live(self, what: str) -> None:
         """Raises TraceError while the program is traced: `what` needs values."""
@@ -312,9 +311,10 @@ class Run:
 
     def flush(self) -> None:
         """Sends all that is recorded and not sent."""
-        if self._moved and self.ledger.error is None:
-            assert self.backend is not None, "a live run has a backend"
-            launch(self.backend, [self])
+        with self._recording:
+            if self._moved and self.ledger.error is None:
+                assert self.backend is not None, "a live run has a backend"
+                launch(self.backend, [self])
 
     def follow(self, future: Future[None], program: Program) -> None:
         """A flight is under way: if it ends before the program does, whoever waits is told."""

@@ -18,10 +18,10 @@ from radixlm.lang.tracer import Placeholder, about, line_of_program, value_of
 class ProgramState:
     """One branch of a run. `s += ...` writes, `s[name]` reads; both raise the error that ended the run."""
 
-    def __init__(self, run: Run, track: Track) -> None:
+    def __init__(self, run: Run, track: Track, *, outside: bool = False) -> None:
         self._run = run
         self._track = track
-        self._returned: Any = None
+        self._outside = outside
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class ProgramState:
     def get_var(self, name: str) -> Any:
         """The value of a variable; waits for it. Raises ProgramError if the program has none of this name."""
         variables, run = self._track.variables, self._run
-        run.wait(lambda: name in variables or run.is_written)
+        run.wait(lambda: name in variables or self._is_written)
         self._known(name)
         value = run.read(variables[name], name)
         return self._value(value) if run.live else value
@@ -146,7 +146,7 @@ class ProgramState:
     @property
     def ret_value(self) -> Any:
         """What the program's function returned, with generated values in place."""
-        return self._value(self._returned)
+        return self._value(self._run.value)
 
     def _value(self, value: Any) -> Any:
         if type(value) is Placeholder:
@@ -156,10 +156,15 @@ class ProgramState:
             return type(value)(self._value(item) for item in value)
         return {key: self._value(item) for key, item in value.items()} if type(value) is dict else value
 
+    @property
+    def _is_written(self) -> bool:
+        """Whether all is written that can be read here: outside a program that still runs, more comes."""
+        return self._run.returned or not self._outside
+
     def _settle(self, what: str) -> None:
         self._run.refuse_live(what)
         run, track = self._run, self._track
-        run.wait(lambda: run.is_written)
+        run.wait(lambda: self._is_written)
         run.flush_for(lambda: run.is_landed(track))
 
     def explain(self, form: str = "text") -> str:
@@ -196,18 +201,18 @@ class ProgramState:
         """Text events in order; before each that is not there yet, what to wait for."""
         run, ledger, track = self._run, self._run.ledger, self._track
         run.refuse_live("streaming")
-        if run.is_written:
+        if self._is_written:
             run.flush()
         variable = Generated(track.id, "")
         if name is not None:
-            yield lambda: name in track.variables or run.is_written
+            yield lambda: name in track.variables or self._is_written
             self._known(name)
             variable = self._generated_of(name)
         where = variable.branch, variable.key
         events, place, num_told = ledger.texts[variable.branch], 0, 0
 
         def is_whole() -> bool:
-            return where in ledger.values if name is not None else run.is_written and run.is_landed(track)
+            return where in ledger.values if name is not None else self._is_written and run.is_landed(track)
 
         def is_ready() -> bool:
             return len(events) > place or is_whole()

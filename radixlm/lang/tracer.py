@@ -116,7 +116,9 @@ def _text_of(self: Placeholder) -> Placeholder:
 
 def _deferring(name: str) -> Any:
     does = _CONVERSIONS.get(name, lambda value, *given: getattr(value, name)(*given))
-    return lambda self, *given: does(value_of(self, name), *given)
+    return lambda self, *given: does(
+        value_of(self, name), *(value_of(g, name) if type(g) is Placeholder else g for g in given)
+    )
 
 
 _CONVERSIONS: dict[str, Callable[..., Any]] = {"__bool__": bool, "__int__": int, "__float__": float}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from typing import Literal
@@ -380,7 +381,7 @@ def test_what_is_no_plain_function_is_refused_where_the_program_is_made():
     def yields(s):
         yield s
 
-    for func in (waits, yields):
+    for func in (waits, yields, functools.partial(two_stage.func, question="x"), print):
         with pytest.raises(sgl.ProgramError, match="plain function"):
             sgl.function(func)
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_value_that_was_kept_is_a_value_once_its_program_has_run(backend):
     assert (str(one), f"{one}!", "<" + one, one + ">", one == value, one[:1], bool(one)) == (
         value, f"{value}!", f"<{value}", f"{value}>", True, value[:1], bool(value),
     )  # fmt: skip
-    assert isinstance(one, str) and one.upper() == value.upper()
+    assert isinstance(one, str) and one.upper() == value.upper() and sorted([one, one]) == [value, value]
     used = uses.run(backend=backend, temperature=0)
     assert used.text() == f"b{used['x']}{value}"
 
@@ -82,6 +83,28 @@ def test_interpreted_programs_may_wait_for_interpreted_programs(backend):
             return len(await asyncio.gather(*(above.arun(backend=backend) for _ in range(100))))
 
     assert asyncio.run(all_at_once()) == 100
+
+
+def test_threads_of_a_program_write_branches_side_by_side(backend):
+    @sgl.function
+    def program(s):
+        s += "document "
+        forks = s.fork(4)
+
+        def write(i: int) -> int:
+            for step in range(3):
+                forks[i] += f" {i}.{step}" + sgl.gen(f"x{step}", max_tokens=1, ignore_eos=True)
+                str(forks[i][f"x{step}"])
+            return len(forks[i].text())
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+        forks.join()
+
+    for _ in range(10):
+        streamed = program.run(backend=backend, temperature=0, stream=True)
+        for state in (streamed, program.run(backend=backend), *program.run_batch([{}] * 2, backend=backend)):
+            assert [len(state[f"x{step}"]) for step in range(3)] == [4, 4, 4]
 
 
 def test_a_loop_that_was_closed_under_a_stream_harms_no_other_reader(backend):
