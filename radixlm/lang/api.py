@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeAlias
 
@@ -95,6 +95,7 @@ def items_of(value: Any) -> tuple[Item, ...]:
 
 
 P = ParamSpec("P")
+_ROLES = ("system", "user", "assistant")
 
 
 def _known_names(function: Callable[P, Expression]) -> Callable[P, Expression]:
@@ -177,7 +178,8 @@ _SHAPES = ("regex", "json_schema", "ebnf", "structural_tag", "choice")
 
 def _shaped(fields: dict[str, Any], given: dict[str, Any], dtype: Any, kind: Kind) -> tuple[dict[str, Any], Kind]:
     """The fields with the one constraint that is asked for."""
-    shapes = _present({shape: _json(given[shape]) for shape in _SHAPES})
+    shapes = _present({shape: given[shape] for shape in _SHAPES})
+    shapes |= {n: msgspec.json.encode(v).decode() for n, v in shapes.items() if isinstance(v, Mapping)}
     asked = [*shapes, *(("dtype",) if dtype is not None else ()), *(("type",) if kind.fields else ())]
     if len(asked) > 1:
         raise ProgramError(f"{' and '.join(asked)} are given for one gen; at most one can shape it")
@@ -263,34 +265,9 @@ def message(role: str, expr: Any = None) -> Expression:
     return Expression(RoleItem(role), *inner, RoleItem(role, ends=True))
 
 
-def system_begin() -> Expression:
-    """A system message begins."""
-    return Expression(RoleItem("system"))
-
-
-def user_begin() -> Expression:
-    """A user message begins."""
-    return Expression(RoleItem("user"))
-
-
-def assistant_begin() -> Expression:
-    """An assistant message begins."""
-    return Expression(RoleItem("assistant"))
-
-
-def system_end() -> Expression:
-    """A system message ends."""
-    return Expression(RoleItem("system", ends=True))
-
-
-def user_end() -> Expression:
-    """A user message ends."""
-    return Expression(RoleItem("user", ends=True))
-
-
-def assistant_end() -> Expression:
-    """An assistant message ends."""
-    return Expression(RoleItem("assistant", ends=True))
+# a message begins, or ends
+system_begin, user_begin, assistant_begin = (partial(Expression, RoleItem(role)) for role in _ROLES)
+system_end, user_end, assistant_end = (partial(Expression, RoleItem(role, ends=True)) for role in _ROLES)
 
 
 _LISTS = ("stop", "stop_token_ids", "stop_regex", "choice")
@@ -314,7 +291,3 @@ def sampling_of(fields: Mapping[str, Any], node: str) -> SamplingParams:
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {n: list(value) if isinstance(value, tuple) else value for n, value in fields.items() if value is not None}
-
-
-def _json(value: Any) -> Any:
-    return msgspec.json.encode(value).decode() if isinstance(value, Mapping) else value

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 from radixlm.lang.backends.api import Backend
 
-
-@dataclass
-class _Default:
-    backend: Backend | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-_default = _Default()
+_chosen: list[Backend] = []  # at most one
+_lock = threading.Lock()
 
 
 def set_default_backend(backend: Backend | None) -> None:
     """Programs that name no backend run on this one; None goes back to a local engine."""
-    _default.backend = backend
+    _chosen[:] = [] if backend is None else [backend]
 
 
 def default_backend() -> Backend:
     """The backend of programs that name none."""
-    with _default.lock:
-        if _default.backend is None:
+    with _lock:
+        if not _chosen:
             from radixlm.lang.backends.local import LocalBackend  # imports torch
 
-            _default.backend = LocalBackend()
-        return _default.backend
+            _chosen.append(LocalBackend())
+        return _chosen[0]
 
 
 def flush_cache(backend: Backend | None = None) -> None:

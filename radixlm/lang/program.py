@@ -45,8 +45,8 @@ def function(
     if func is None:
         return functools.partial(function, num_api_spec_tokens=num_api_spec_tokens, tools=tools)
     if num_api_spec_tokens is not None and not 1 <= num_api_spec_tokens <= MAX_AHEAD:
-        name = func.__name__
-        raise ProgramError(f"num_api_spec_tokens is {num_api_spec_tokens}; it must be 1 to {MAX_AHEAD}", program=name)
+        told = f"num_api_spec_tokens is {num_api_spec_tokens}; it must be 1 to {MAX_AHEAD}"
+        raise ProgramError(told, program=func.__name__)
     return SglFunction(func, tools=tools, num_api_spec_tokens=num_api_spec_tokens or 0)
 
 

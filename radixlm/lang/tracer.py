@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +29,26 @@ def line_of_program() -> int:
     return frame.f_lineno
 
 
+@functools.lru_cache(256)
 def catching_line(function: Callable[..., Any]) -> int:
-    """The line of a function's first `except`, 0 if it has none: it could swallow what a Placeholder makes C code raise."""
+    """The line of the first `except` of a function or of one that it names, 0 if none has any.
+
+    It could swallow what a Placeholder makes C code raise.
+    """
+    seen, left = set[Any](), [function]
+    while left:
+        one = left.pop()
+        if one in seen or one.__code__.co_filename.startswith(_OURS):
+            continue
+        seen.add(one)
+        if line := _except_in(one):
+            return line
+        named = inspect.getclosurevars(one)
+        left += filter(inspect.isfunction, (*named.globals.values(), *named.nonlocals.values()))
+    return 0
+
+
+def _except_in(function: Callable[..., Any]) -> int:
     before, line = "", 0
     for instruction in dis.get_instructions(function):
         line = instruction.positions.lineno or line if instruction.positions else line

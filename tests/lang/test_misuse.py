@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +43,24 @@ def test_a_value_given_to_another_program_is_that_value_and_not_one_of_the_same_
     assert state.text() == f"write{state['x']}|{by_hand['summary']}" and f" about {state['x']}:" in by_hand.text()
     assert isinstance(outer._dependent, sgl.TraceError) and "another program" in outer._dependent.reason
     assert inner._dependent is None
+
+
+def first_word(text) -> str:
+    try:
+        return re.match(r"\W*(\w*)", text)[1]
+    except TypeError:
+        return "nothing"
+
+
+def test_a_helper_that_swallows_exceptions_is_no_way_around_the_tracer(backend):
+    @sgl.function
+    def program(s):
+        s += "a" + sgl.gen("x", max_tokens=3, ignore_eos=True)
+        s += "|" + first_word(s["x"])
+
+    state = program.run(backend=backend, temperature=0)
+    assert state.text() == f"a{state['x']}|{first_word(state['x'])}"
+    assert isinstance(program._dependent, sgl.TraceError) and "catches exceptions" in program._dependent.reason
 
 
 def test_a_value_that_was_kept_is_a_value_once_its_program_has_run(backend):
