@@ -13,7 +13,6 @@
  * product would wait 5 us for it. Measured on Zen 5, one core: 40 GB/s at 1 to 8 rows (all that a core can read),
  * 450 of 516 GFLOP/s at 24 rows and more. */
 #define AHEAD 8192
-#define FAR_OUTPUTS (1 << 18) /* more do not stay in the second-level cache */
 #define BLOCK_BYTES (256 << 10) /* of x: what stays in the second-level cache while the panels pass */
 
 static long steps_of(int64_t k, int dtype) { return dtype == F32 ? k : (k + 1) / 2; }
@@ -111,19 +110,8 @@ INLINE void add_products(const struct product *l, int dtype, int rows, int level
              p->fetch, p->fetch_step, &p->ask);
 }
 
-/* Where the tile is going to be written: else all its stores would wait for memory at once. */
-INLINE void ask_outputs(const struct product *l, int dtype, int rows, const struct place *p) {
-#pragma GCC unroll 8
-    for (int m = 0; m < rows; m++) {
-        const char *to = at(l->out, (p->row + m) * l->w->n + p->column, dtype);
-        __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + PANEL * size_of(dtype) - 1, 1);
-    }
-}
-
 INLINE void linear_tile(const struct product *l, int dtype, int rows, int level, struct place p) {
     vf acc[TILE_ROWS][4] = {};
-    if (l->rows * l->w->n > FAR_OUTPUTS) ask_outputs(l, dtype, rows, &p);
     add_products(l, dtype, rows, level, acc, &p);
     write_tile(l, dtype, rows, acc, p);
 }
