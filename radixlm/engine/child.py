@@ -46,7 +46,10 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The child does its work now: an engine reports its `info`, a frontend the `url` it listens on."""
+    """The child does its work now: an engine reports its `info`, a frontend the `url` it listens on.
+
+    A frontend reports again when its engine has answered.
+    """
 
     info: EngineInfo | None = None
     url: str = ""

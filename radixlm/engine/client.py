@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -54,6 +55,7 @@ class RemoteEngine:
         self._restart_timeout_s = restart_timeout_s
         self._info: EngineInfo | None = None
         self._up = False
+        self._waiting: list[Callable[[], None]] = []
         self._streams = Streams(lambda requests: self._send(Submit(requests)))
         self._tickets = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -64,6 +66,10 @@ class RemoteEngine:
     def start(self) -> None:
         """Begins to connect; must be called on the event loop that uses the engine."""
         self._connection = _Connection(self._context, self._address, self)
+
+    def when_up(self, tell: Callable[[], None]) -> None:
+        """Calls `tell` once an engine has answered."""
+        tell() if self._up else self._waiting.append(tell)
 
     @property
     def up(self) -> bool:
@@ -171,6 +177,8 @@ class RemoteEngine:
             return  # lost again before it answered
         self._info = msgspec.convert(answer.result(), EngineInfo)
         self._up = True
+        while self._waiting:
+            self._waiting.pop()()
         if self._deadline is not None:
             self._deadline.cancel()
         self._streams.send_again()

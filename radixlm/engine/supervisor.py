@@ -198,6 +198,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(limit_s):
                 up, door, *_ = await asyncio.gather(*ready)
+                await asyncio.gather(*(frontend.ready() for frontend in frontends))  # they reach the engine
         except TimeoutError:
             raise StartError(
                 f"the server was not ready within {limit_s:g} s; give it more with --start-timeout"

@@ -50,8 +50,13 @@ async def _serve(parent: Parent) -> None:
     siblings = Siblings(Path(order.address.removeprefix("ipc://")).parent if config.frontends > 1 else None)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     parent.on_end(lambda: loop.call_soon_threadsafe(stop.set), config.drain_timeout + _PARTING_S)
+
+    def listening(url: str) -> None:
+        parent.report(Ready(url=url))
+        engine.when_up(lambda: parent.report(Ready()))
+
     try:
-        await serve(frontend, config, lambda url: parent.report(Ready(url=url)), stop, listener, siblings)
+        await serve(frontend, config, listening, stop, listener, siblings)
     finally:
         await frontend.close()
 

@@ -35,6 +35,8 @@ def main(name: str) -> int:
     else:
         parent.on_end(lambda: time.sleep(60))
     parent.report(Ready(INFO) if name == "engine" else Ready(url=parent.order.address))
+    if name != "engine" and f"{name}-alone" not in words:
+        parent.report(Ready())
     if f"{name}-dies" in words:
         time.sleep(0.05)
         return 9

@@ -105,9 +105,11 @@ def test_a_child_that_ends_without_a_word_is_reported_with_its_exit_code(ward):
         ward.run("frontend-vanishes")
 
 
-def test_a_start_has_a_deadline(ward):
+@pytest.mark.parametrize("words", ["engine-hangs", "frontend-alone"])
+def test_a_start_has_a_deadline(ward, words):
+    """A frontend that does not reach the engine is not announced: its first requests would be refused."""
     with pytest.raises(StartError, match="not ready within 1 s; give it more with --start-timeout"):
-        ward.run("engine-hangs", start_timeout=1.0)
+        ward.run(words, start_timeout=1.0)
 
 
 def test_a_killed_engine_is_replaced_and_the_frontend_stays(ward):
