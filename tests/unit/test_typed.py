@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radixlm.engine.asking import as_batch
+from radixlm.engine.asking import as_batch, as_requests
 from radixlm.engine.output import Delta
 from radixlm.engine.typed import kind_of, partials, read
 from radixlm.errors import InvalidRequest
@@ -100,8 +100,10 @@ def test_a_type_beside_a_constraint_of_its_own_kind_is_refused(wanted, other):
 
 @pytest.mark.parametrize("prompts", [None, 7, {"text": "x"}])
 def test_what_is_no_prompt_is_refused(prompts):
-    with pytest.raises(InvalidRequest, match="a prompt is text"):
-        as_batch(prompts)
+    asked, alone = as_batch(prompts)
+    assert alone
+    with pytest.raises(InvalidRequest, match="a prompt is .*; it must be text, a list of token ids or a list of messages"):
+        as_requests(asked, None, {})
 
 
 def test_a_text_that_was_cut_off_says_what_to_do():
