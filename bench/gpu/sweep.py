@@ -82,7 +82,7 @@ def _attention_calls(kind_name: str, chunks: list[shapes.Chunk], variant: Varian
     q = torch.randn((len(step.cells), shapes.HEADS, shapes.DIM), dtype=torch.bfloat16, device="cuda")
     out, items, pages = (
         torch.empty_like(q),
-        schedule(step.chunks, len(step.cells), kind.cut, 0),
+        schedule(step, len(step.cells), kind.cut, 0),
         Pages(step.page_table, 1),
     )
     return [lambda kv=kv: kind.kernels[0].attend(q, out, kv, pages, items) for kv in pool.layers]

@@ -117,9 +117,8 @@ class LLM:
         self, messages: list[Message], sampling_params: Params | None = None, **options: Unpack[Options]
     ) -> RequestOutput:
         """The answer to a conversation, by the model's chat template."""
-        return self._wait(self._complete(as_requests([as_conversation(messages)], sampling_params, options), _ignore))[
-            0
-        ]
+        requests = as_requests([as_conversation(messages)], sampling_params, options)
+        return self._wait(self._complete(requests, _ignore))[0]
 
     def stream_typed(
         self,

@@ -136,12 +136,11 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
                 took_us(kernel, ms)
         return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
-    offered = _algorithms(weights[0], rows)
     own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
-        return fastest((None, *offered))[1]
+        return fastest((None, *_algorithms(weights[0], rows)))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
-    library = fastest((None, *(offered if rows > COMPANY_ROWS else ())))
+    library = fastest((None, *(_algorithms(weights[0], rows) if rows > COMPANY_ROWS else ())))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 

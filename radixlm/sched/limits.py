@@ -15,7 +15,7 @@ class Limits:
     max_queued: int
     context: int
     tokens_per_step: int
-    knee_tokens: int = 0  # a step of no more tokens takes about as long as one of its decode rows alone
+    knee_tokens: int = 0  # up to so many tokens a step, prompts beside decode rows cost little
     vocab_size: int
     eos_token_ids: tuple[int, ...] = ()
     policy: str = "lpm"
