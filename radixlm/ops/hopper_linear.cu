@@ -5,12 +5,12 @@
 // and SPLIT programs of a cluster share the columns of a tile and add up through each other's shared memory. With many rows the
 // time is arithmetic: MULTICAST programs of a cluster compute neighbouring rows and share each tile of the weight.
 //
-// Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), TILE_ROWS (64 or 128 of x), TILE_OUT (128 or
-// 256 of the weight), STAGES, SLABS (of 64 columns in a stage), SPLIT, MULTICAST, GATED (gate rows of the weight, then as many up).
+// Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), TILE_ROWS (64 or 128 of x), TILE_OUT (64, 96,
+// 128 or 256 of the weight), STAGES, SLABS (of 64 columns in a stage), SPLIT, MULTICAST, GATED (gate rows of the weight, then as many up).
 
 constexpr int SLAB = 64;                                                   // columns that lie together: 128 bytes a row
 constexpr int GROUP_OUT = TILE_ROWS == 64 ? TILE_OUT / 2 : TILE_OUT;       // weight rows that one warpgroup multiplies
-constexpr int PART = GROUP_OUT / 2, PARTS = TILE_OUT / PART;               // weight rows that are fetched at once
+constexpr int PART = GATED || MULTICAST > 1 ? GROUP_OUT / 2 : TILE_OUT, PARTS = TILE_OUT / PART;  // weight rows that are fetched at once
 constexpr int NUM = GROUP_OUT / 2;                                         // sums of one thread
 constexpr int X_BYTES = TILE_ROWS * 128, WEIGHT_BYTES = TILE_OUT * 128, STAGE_BYTES = SLABS * (X_BYTES + WEIGHT_BYTES);
 constexpr int CLUSTER = SPLIT * MULTICAST, OUTPUTS = GATED ? TILE_OUT / 2 : TILE_OUT;  // outputs of a tile
@@ -142,6 +142,10 @@ __device__ inline void fetch_all(
 #define N128 N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
     "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
+#define N16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define D16(d, i) D8(d, i), D8(d, i + 8)
+#define N24 N16 ",%16,%17,%18,%19,%20,%21,%22,%23"
+
 #define MULTIPLY(shape, outputs, a, b, add, shift) \
     "{ .reg .pred p; setp.ne.b32 p, " add ", 0;\n" DESCRIBE("a", a, shift) DESCRIBE("b", b, shift) \
     "wgmma.mma_async.sync.aligned.m64n" shape "k16.f32." TYPE "." TYPE " {" outputs "}, a, b, p, 1, 1, 0, 0; }"
@@ -156,11 +160,17 @@ template <int SHIFT> __device__ inline void multiply(float (&d)[64], u32 a, u32 
 template <int SHIFT> __device__ inline void multiply(float (&d)[32], u32 a, u32 b, int add) {
     asm volatile(MULTIPLY("64", N32, "%32", "%33", "%34", "%35") : D32(d, 0) : "r"(a), "r"(b), "r"(add), "n"(SHIFT));
 }
+template <int SHIFT> __device__ inline void multiply(float (&d)[24], u32 a, u32 b, int add) {
+    asm volatile(MULTIPLY("48", N24, "%24", "%25", "%26", "%27") : D16(d, 0), D8(d, 16) : "r"(a), "r"(b), "r"(add), "n"(SHIFT));
+}
+template <int SHIFT> __device__ inline void multiply(float (&d)[16], u32 a, u32 b, int add) {
+    asm volatile(MULTIPLY("32", N16, "%16", "%17", "%18", "%19") : D16(d, 0) : "r"(a), "r"(b), "r"(add), "n"(SHIFT));
+}
 
 // The sums are complete from here on, and nothing that uses them is moved before.
 __device__ inline void settle(float (&d)[NUM]) {
 #pragma unroll
-    for (int i = 0; i < NUM; i += 32) asm volatile("" : D32(d, i)::"memory");
+    for (int i = 0; i < NUM; i += 8) asm volatile("" : D8(d, i)::"memory");
 }
 
 __device__ inline float2 unpack(u32 both) {
@@ -319,7 +329,6 @@ extern "C" __global__ void __launch_bounds__(288, 1) multiply_tiles(
     extern __shared__ unsigned char shared[];
     const u32 stages = (shared_address(shared) + 1023) & ~1023u, rank = CLUSTER > 1 ? cluster_rank() : 0;
     Barriers *barriers = (Barriers *)(shared + (stages - shared_address(shared)) + STAGES * STAGE_BYTES);
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) barrier_init(&barriers->full[stage], 1), barrier_init(&barriers->empty[stage], 8 * MULTICAST);
         barrier_init(&barriers->shares, 1);
@@ -340,6 +349,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) multiply_tiles(
         float acc[NUM];
         for (Work work(a, rank); work.tile < work.tiles; work.tile += work.step) {
             multiply_tile(acc, stages, barriers, place.group, threadIdx.x & 31, work.end - work.begin, turn);
+            asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // not before: what it reads ahead would delay this
             const int row = work.row_tile(rank) * TILE_ROWS + place.row, column = work.out_tile() * OUTPUTS + place.column;
             if (SPLIT == 1) {
                 if (place.any(a.rows - work.row_tile(rank) * TILE_ROWS)) store_tile(a, row, column, acc, threadIdx.x & 31);

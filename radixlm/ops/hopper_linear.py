@@ -43,7 +43,8 @@ class Variant:
         """Whether a weight of this shape divides into tiles."""
         outputs = self.tile_out // 2 if gated else self.tile_out
         out = weight.shape[0] // 2 if gated else weight.shape[0]
-        if self.split > self.tile_out * (self.tile_rows // 64) // (32 if gated else 16) or self.split > _MAX_SPLIT:
+        quads = self.tile_out * (self.tile_rows // 64) // (32 if gated else 16)  # as in the source
+        if quads % (4 if self.split == 1 else self.split) or self.split > _MAX_SPLIT:
             return False
         stages, rest = divmod(weight.shape[1], _SLAB * self.slabs * self.split)
         return (
@@ -59,10 +60,10 @@ class Variant:
         """Stages, room to align them, and barriers."""
         return self.stages * self._stage_bytes + 1024 + 16 * self.stages + 8
 
-    @property
-    def part(self) -> int:
+    def part(self, *, gated: bool) -> int:
         """Weight rows that are fetched at once."""
-        return self.tile_out // (4 if self.tile_rows == 64 else 2)
+        whole = self.multicast == 1 and not gated
+        return self.tile_out if whole else self.tile_out // (4 if self.tile_rows == 64 else 2)
 
 
 def works(device: torch.device) -> bool:
@@ -82,7 +83,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: 
     fetched = min(rows, variant.tile_rows)
     maps = (
         tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, fetched)),
-        tensor_map(weight.data_ptr(), weight.dtype, (depth, len(weight)), (_SLAB, variant.part)),
+        tensor_map(weight.data_ptr(), weight.dtype, (depth, len(weight)), (_SLAB, variant.part(gated=gated))),
     )
     arguments = _Arguments(y.data_ptr(), rows, fetched, out, depth // (_SLAB * variant.slabs), row_tiles, out_tiles)
     kernel(variant, x.dtype, gated=gated).launch(programs, arguments, *maps)

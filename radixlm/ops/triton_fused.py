@@ -17,6 +17,9 @@ from radixlm.ops.triton_launch import await_previous, follow, launch_options, ne
 
 SILU_BLOCK = 1024
 
+MANY_TOKENS = 512
+"""From here on one program rotates several heads of a token: so many small ones would take longer to start than to run."""
+
 
 @triton.jit
 def _norm_kernel(
@@ -73,13 +76,13 @@ def _load_head(row, half, inside, weight, eps, HALF: tl.constexpr, NORM: tl.cons
 @triton.jit(do_not_specialize_on_alignment=["cells", "positions"])
 def _rope_kernel(
     qkv, q_out, keys, values, cells, positions, cos_sin, q_norm, k_norm, eps,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, SHARE: tl.constexpr, QUERIES_BLOCK: tl.constexpr,
     HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One token and one KV head per program: rotates its group of query heads and its key, copies its value."""
+    """One token and SHARE KV heads (a power of two) per program: rotates their query heads and keys, copies their values."""
     DIM: tl.constexpr = 2 * HALF
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * SHARE
     half = tl.arange(0, HALF_BLOCK)[None, :]
     # In this order, so that attention may read the step's plan before it waits for the keys written here.
     await_previous(OVERLAP)
@@ -88,8 +91,8 @@ def _rope_kernel(
     cos = tl.load(angle, mask=half < HALF, other=0.0)
     sin = tl.load(angle + HALF, mask=half < HALF, other=0.0)
 
-    member = tl.arange(0, GROUP_BLOCK)[:, None]
-    inside = (member < GROUP) & (half < HALF)
+    member = tl.arange(0, QUERIES_BLOCK)[:, None]
+    inside = (member < SHARE * GROUP) & (half < HALF)
     offset = (head * GROUP + member) * DIM + half
     token_row = qkv + token * (KV_HEADS * (GROUP + 2) * DIM)
     first, second = _load_head(token_row + offset, half, inside, q_norm, eps, HALF, NORM)
@@ -97,15 +100,17 @@ def _rope_kernel(
     tl.store(rotated, (first * cos - second * sin).to(q_out.dtype.element_ty), mask=inside)
     tl.store(rotated + HALF, (second * cos + first * sin).to(q_out.dtype.element_ty), mask=inside)
 
-    one = half < HALF
-    key_row = token_row + (KV_HEADS * GROUP + head) * DIM + half
-    first, second = _load_head(key_row, half, one, k_norm, eps, HALF, NORM)
-    cell = (tl.load(cells + token).to(tl.int64) * KV_HEADS + head) * DIM + half
-    tl.store(keys + cell, (first * cos - second * sin).to(keys.dtype.element_ty), mask=one)
-    tl.store(keys + cell + HALF, (second * cos + first * sin).to(keys.dtype.element_ty), mask=one)
-    value_row = key_row + KV_HEADS * DIM
-    tl.store(values + cell, tl.load(value_row, mask=one, other=0.0).to(values.dtype.element_ty), mask=one)
-    tl.store(values + cell + HALF, tl.load(value_row + HALF, mask=one, other=0.0).to(values.dtype.element_ty), mask=one)
+    heads = head + tl.arange(0, SHARE)[:, None]
+    inside = (heads < KV_HEADS) & (half < HALF)
+    key_row = token_row + (KV_HEADS * GROUP + heads) * DIM + half
+    first, second = _load_head(key_row, half, inside, k_norm, eps, HALF, NORM)
+    cell = (tl.load(cells + token).to(tl.int64) * KV_HEADS + heads) * DIM + half
+    tl.store(keys + cell, (first * cos - second * sin).to(keys.dtype.element_ty), mask=inside)
+    tl.store(keys + cell + HALF, (second * cos + first * sin).to(keys.dtype.element_ty), mask=inside)
+    value = key_row + KV_HEADS * DIM
+    tl.store(values + cell, tl.load(value, mask=inside, other=0.0).to(values.dtype.element_ty), mask=inside)
+    second_half = tl.load(value + HALF, mask=inside, other=0.0)
+    tl.store(values + cell + HALF, second_half.to(values.dtype.element_ty), mask=inside)
 
 
 def rope_write(
@@ -114,13 +119,13 @@ def rope_write(
     """See `radixlm.ops.api.Ops.rope_write`. qkv [tokens, (heads + 2 * kv_heads) * head_dim] -> q [tokens, heads, head_dim]."""
     tokens, group, half = qkv.shape[0], rope.num_heads // rope.num_kv_heads, rope.head_dim // 2
     q = torch.empty((tokens, rope.num_heads, rope.head_dim), dtype=qkv.dtype, device=qkv.device)
-    normed = rope.q_norm is not None
+    normed, share = rope.q_norm is not None, rope.num_kv_heads & -rope.num_kv_heads if tokens >= MANY_TOKENS else 1
     if tokens:
-        _rope_kernel[(tokens, rope.num_kv_heads)](
+        _rope_kernel[(tokens, rope.num_kv_heads // share)](
             qkv, q, kv[0], kv[1], cells, rope.positions, rope.cos_sin,
             rope.q_norm if normed else qkv, rope.k_norm if normed else qkv, rope.norm_eps,
-            rope.num_kv_heads, group, next_power(group), half, next_power(half), normed,
-            num_warps=1, **launch_options(qkv.device),
+            rope.num_kv_heads, group, share, next_power(share * group), half, next_power(half), normed,
+            num_warps=min(8, share), **launch_options(qkv.device),
         )  # fmt: skip
     return q
 

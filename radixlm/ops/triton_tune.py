@@ -51,11 +51,15 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
-VARIANTS = {64: Variant(64, 128, 4, 2), 128: Variant(128, 128, 6), 2048: Variant(128, 256, 4, multicast=2)}
+VARIANTS = {
+    64: (Variant(64, 128, 8), Variant(64, 96, 5, 2), Variant(64, 64, 6, 2)),
+    128: (Variant(128, 128, 6), Variant(128, 64, 4, 2)),
+    2048: (Variant(128, 256, 4, multicast=2),),
+}
 """The same for `hopper_linear`, each for row counts up to its key. Few tiles are split."""
 
-MIN_PROGRAMS = 64
-"""Of a product in few rows: fewer do not draw the memory's whole bandwidth, more add up longer."""
+MIN_PROGRAMS = 96
+"""Of a product in few rows: fewer do not draw the memory's whole bandwidth."""
 
 COMPANY_ROWS, COMPANY = 128, 1.15
 """In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
@@ -96,7 +100,7 @@ class Tuner:
 
 def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     """The fastest of everything."""
-    own_kernels = (_variant(weight, rows, gated=gated) for rows in ROW_BLOCKS[1:])
+    own_kernels = (kernel for rows in ROW_BLOCKS[1:] for kernel in _variants(weight, rows, gated=gated))
     if hopper_linear.works(weight.device):
         fit = (kernel for kernel in own_kernels if kernel.suits(weight, gated=gated))
         hopper_linear.load(fit, weight.dtype, gated=gated)
@@ -136,7 +140,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
                 took_us(kernel, ms)
         return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
-    own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
+    own_kernels = VECTORS if rows == 1 else tuple(_variants(weights[0], rows, gated=gated))
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest((None, *_algorithms(weights[0], rows)))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
@@ -144,15 +148,14 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
-def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
-    variant = VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]
-    if rows <= COMPANY_ROWS:
-        while weight.shape[0] // variant.tile_out * variant.split < MIN_PROGRAMS:
+def _variants(weight: torch.Tensor, rows: int, *, gated: bool) -> Iterable[Variant]:
+    for variant in VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]:
+        while rows <= COMPANY_ROWS and weight.shape[0] // variant.tile_out * variant.split < MIN_PROGRAMS:
             twice = replace(variant, split=2 * variant.split)
             if not twice.suits(weight, gated=gated):
                 break
             variant = twice
-    return variant
+        yield variant
 
 
 def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
