@@ -71,6 +71,7 @@ def _attend_kernel(
     total_items = _fresh(count) * KV_HEADS
     if ORDER == ALONE:
         await_previous(OVERLAP)
+        release_next(OVERLAP)
     for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
         # Read here and not one turn ahead: Triton 3.6 drops the update of a carried value that bounds an inner loop.
         slot, first_token, tokens, position, low, high, splits, part, first = _item(
@@ -129,9 +130,8 @@ def _attend_kernel(
                 tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
                 if LOGS:
                     tl.store(logs + (token * KV_HEADS + head) * GROUP + row % GROUP, log, mask=live)
-    # Only here: what the next kernel fetches ahead would delay the dependent loads of the last items.
-    release_next(OVERLAP)
     if ORDER == SECOND:
+        release_next(OVERLAP)
         await_previous(OVERLAP)
 
 

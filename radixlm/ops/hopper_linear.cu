@@ -349,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(288, 1) multiply_tiles(
         float acc[NUM];
         for (Work work(a, rank); work.tile < work.tiles; work.tile += work.step) {
             multiply_tile(acc, stages, barriers, place.group, threadIdx.x & 31, work.end - work.begin, turn);
-            asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // not before: what it reads ahead would delay this
+            asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // not before: what the next kernel reads would delay this
             const int row = work.row_tile(rank) * TILE_ROWS + place.row, column = work.out_tile() * OUTPUTS + place.column;
             if (SPLIT == 1) {
                 if (place.any(a.rows - work.row_tile(rank) * TILE_ROWS)) store_tile(a, row, column, acc, threadIdx.x & 31);

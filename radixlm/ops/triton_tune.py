@@ -26,18 +26,18 @@ from radixlm.ops import cublaslt, hopper_linear
 from radixlm.ops.cublaslt import Shape
 from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.triton_fused import norm, silu_mul
-from radixlm.ops.triton_launch import compile_together
+from radixlm.ops.triton_launch import compile_together, num_processors
 from radixlm.ops.triton_linear import Tiling
 from radixlm.ops.triton_products import Kernel, multiply, suits
 
 _T = TypeVar("_T")
 
-ROW_BLOCKS = (1, 32, 64, 96, 128, 1536, 2048)
+ROW_BLOCKS = (1, 32, 64, 96, 128, 160, 192, 224, 256, 1536, 2048)
 """Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
 
 MIDDLE = 1536
 """Up to so many rows, and above the block before, the library's picks are taken unmeasured: tiles fit some counts well and others
-badly, it knows which, and at 320 rows the best for 2,048 take up to three times as long."""
+badly, it knows which, and at 320 rows the best for 2,048 take up to three times as long. Blocks before are narrow."""
 
 Choice = tuple[Kernel, ...]
 """The kernel for each of ROW_BLOCKS."""
@@ -56,10 +56,11 @@ VARIANTS = {
     128: (Variant(128, 128, 6), Variant(128, 64, 4, 2)),
     2048: (Variant(128, 256, 4, multicast=2),),
 }
-"""The same for `hopper_linear`, each for row counts up to its key. Few tiles are split."""
+"""The same for `hopper_linear`, for row counts up to the key. Few tiles are split; of several that one is taken which then gives
+most programs, up to one a multiprocessor, and of equal ones that which is split least."""
 
 MIN_PROGRAMS = 96
-"""Of a product in few rows: fewer do not draw the memory's whole bandwidth."""
+"""Of a product in few rows: fewer do not draw the memory's whole bandwidth. (`down` of 50 rows: 64 programs 35 us, 128 28 us.)"""
 
 COMPANY_ROWS, COMPANY = 128, 1.15
 """In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
@@ -100,7 +101,7 @@ class Tuner:
 
 def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     """The fastest of everything."""
-    own_kernels = (kernel for rows in ROW_BLOCKS[1:] for kernel in _variants(weight, rows, gated=gated))
+    own_kernels = (_variant(weight, rows, gated=gated) for rows in ROW_BLOCKS[1:])
     if hopper_linear.works(weight.device):
         fit = (kernel for kernel in own_kernels if kernel.suits(weight, gated=gated))
         hopper_linear.load(fit, weight.dtype, gated=gated)
@@ -140,7 +141,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
                 took_us(kernel, ms)
         return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
-    own_kernels = VECTORS if rows == 1 else tuple(_variants(weights[0], rows, gated=gated))
+    own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest((None, *_algorithms(weights[0], rows)))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
@@ -148,14 +149,22 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
-def _variants(weight: torch.Tensor, rows: int, *, gated: bool) -> Iterable[Variant]:
-    for variant in VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]:
-        while rows <= COMPANY_ROWS and weight.shape[0] // variant.tile_out * variant.split < MIN_PROGRAMS:
-            twice = replace(variant, split=2 * variant.split)
-            if not twice.suits(weight, gated=gated):
-                break
-            variant = twice
-        yield variant
+def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
+    least, most = MIN_PROGRAMS if rows <= COMPANY_ROWS else 1, num_processors(weight.device)
+
+    def split(variant: Variant) -> Variant:
+        twice = replace(variant, split=2 * variant.split)
+        enough = _programs(weight, variant) >= least or _programs(weight, twice) > most
+        return variant if enough or not twice.suits(weight, gated=gated) else split(twice)
+
+    def merit(variant: Variant) -> tuple[bool, int, int]:
+        return variant.suits(weight, gated=gated), min(_programs(weight, variant), most), -variant.split
+
+    return max(map(split, VARIANTS[min(upto for upto in VARIANTS if rows <= upto)]), key=merit)
+
+
+def _programs(weight: torch.Tensor, variant: Variant) -> int:
+    return weight.shape[0] // variant.tile_out * variant.split
 
 
 def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
