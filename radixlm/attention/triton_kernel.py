@@ -37,6 +37,7 @@ class Variant:
     num_warps: int
     num_stages: int
     max_registers: int | None = None  # per thread, so that more programs fit on a multiprocessor
+    early: bool = False  # whether the next kernel is let in at the start: it reads ahead, which delays those that wait for few loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ def _attend_kernel(
     q, keys, values, out, members, logs, table, table_stride, records, count, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MEMBERS: tl.constexpr, LOGS: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, OVERLAP: tl.constexpr,
+    MEMBERS: tl.constexpr, LOGS: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two.
 
@@ -71,6 +73,7 @@ def _attend_kernel(
     total_items = _fresh(count) * KV_HEADS
     if ORDER == ALONE:
         await_previous(OVERLAP)
+    if EARLY:
         release_next(OVERLAP)
     for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
         # Read here and not one turn ahead: Triton 3.6 drops the update of a carried value that bounds an inner loop.
@@ -130,8 +133,8 @@ def _attend_kernel(
                 tl.store(out + cell, result.to(out.dtype.element_ty), mask=inside)
                 if LOGS:
                     tl.store(logs + (token * KV_HEADS + head) * GROUP + row % GROUP, log, mask=live)
+    release_next(OVERLAP)
     if ORDER == SECOND:
-        release_next(OVERLAP)
         await_previous(OVERLAP)
 
 
@@ -262,6 +265,6 @@ class Kernel:
             workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
             shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
             variant.rows, variant.block, self.window, shape.softcap > 0, members is not None, logs is not None,
-            variant.num_stages, order,
+            variant.num_stages, order, variant.early,
             num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
         )  # fmt: skip
