@@ -23,7 +23,7 @@ from radixlm.ops.triton_launch import next_power, num_processors
 FEW = Variant(rows=16, block=128, num_warps=4, num_stages=3)
 """Short chunks, few of them: the time is latency, so many small splits and large blocks."""
 
-MANY = Variant(rows=16, block=32, num_warps=1, num_stages=4, early=True)
+MANY = Variant(rows=16, block=32, num_warps=1, num_stages=4)
 """Short chunks, many of them: bound by memory, many small programs per multiprocessor."""
 
 LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)

@@ -37,7 +37,6 @@ class Variant:
     num_warps: int
     num_stages: int
     max_registers: int | None = None  # per thread, so that more programs fit on a multiprocessor
-    early: bool = False  # whether the next kernel is let in at the start: it reads ahead, which delays those that wait for few loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +264,6 @@ class Kernel:
             workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
             shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
             variant.rows, variant.block, self.window, shape.softcap > 0, members is not None, logs is not None,
-            variant.num_stages, order, variant.early,
+            variant.num_stages, order, len(q) > 1,
             num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
         )  # fmt: skip
