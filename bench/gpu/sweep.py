@@ -78,7 +78,7 @@ def _attention_calls(kind_name: str, chunks: list[shapes.Chunk], variant: Varian
     step, cells = shapes.batch(chunks)
     pool = _pool(cells)
     limits = (0, 4, *settings) if kind_name == "short" else (4, 1 << 30, *settings)
-    kind = make_kind(shapes.ATTENTION, torch.device("cuda", 0), variant, limits)
+    kind = make_kind(shapes.ATTENTION, pool.layer(0)[0], variant, limits)
     q = torch.randn((len(step.cells), shapes.HEADS, shapes.DIM), dtype=torch.bfloat16, device="cuda")
     out, items, pages = (
         torch.empty_like(q),

@@ -62,15 +62,15 @@ class TritonAttention(AttentionBackend):
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
         self._shape = shape
         self._kv = kv
-        device, group = kv.layer(0)[0].device, shape.num_heads // shape.num_kv_heads
+        keys, group = kv.layer(0)[0], shape.num_heads // shape.num_kv_heads
         upto = _rows(shape, MANY) // group
-        self._few, self._many = (make_kind(shape, device, kind, (0, upto, *_SETTINGS[kind])) for kind in (FEW, MANY))
-        self._long = make_kind(shape, device, LONG, (upto, _ANY, *_SETTINGS[LONG]))
-        if hopper.suits(shape, kv.layer(0)[0]):
-            self._longest = hopper_kind(shape, device, upto)
+        self._few, self._many = (make_kind(shape, keys, kind, (0, upto, *_SETTINGS[kind])) for kind in (FEW, MANY))
+        self._long = make_kind(shape, keys, LONG, (upto, _ANY, *_SETTINGS[LONG]))
+        if hopper.suits(shape, keys):
+            self._longest = hopper_kind(shape, keys.device, upto)
         else:
-            self._longest = make_kind(shape, device, LONGEST, (upto, _ANY, *_SETTINGS[LONGEST]))
-        self._prefixes = None if any(shape.window) else make_kind(shape, device, LONG, (0, _ANY, *_SETTINGS[LONG]))
+            self._longest = make_kind(shape, keys, LONGEST, (upto, _ANY, *_SETTINGS[LONGEST]))
+        self._prefixes = None if any(shape.window) else make_kind(shape, keys, LONG, (0, _ANY, *_SETTINGS[LONG]))
         self._planned: _Planned | None = None
 
     @property
@@ -140,7 +140,7 @@ class InvariantAttention(TritonAttention):
 
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
         super().__init__(shape, kv)
-        kind = make_kind(shape, kv.layer(0)[0].device, LONG, (0, _ANY, 1, 1))
+        kind = make_kind(shape, kv.layer(0)[0], LONG, (0, _ANY, 1, 1))
         self._prefixes = None
         self._whole = Kind(replace(kind.cut, target=1), kind.kernels)
 
@@ -148,9 +148,12 @@ class InvariantAttention(TritonAttention):
         return (self._whole,)
 
 
-def make_kind(shape: AttentionShape, device: torch.device, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
+def make_kind(shape: AttentionShape, keys: torch.Tensor, variant: Variant, limits: tuple[int, int, int, int]) -> Kind:
     """The kind of chunks of above < tokens <= upto; limits = above, upto, smallest split in blocks, programs per processor."""
     above, upto, min_blocks, per_processor = limits
+    device = keys.device
+    if keys.dtype == torch.float32:  # multiplied without tensor cores: large blocks take half a minute to compile
+        variant = replace(variant, block=min(variant.block, 32))
     rows = _rows(shape, variant)
     programs = num_processors(device) * per_processor
     tile = rows // (shape.num_heads // shape.num_kv_heads)

@@ -101,7 +101,7 @@ class Tuner:
 
 def measure(weight: torch.Tensor, *, gated: bool = False) -> Choice:
     """The fastest of everything."""
-    own_kernels = (_variant(weight, rows, gated=gated) for rows in ROW_BLOCKS[1:])
+    own_kernels = (choose_variant(weight, rows, gated=gated) for rows in ROW_BLOCKS[1:])
     if hopper_linear.works(weight.device):
         fit = (kernel for kernel in own_kernels if kernel.suits(weight, gated=gated))
         hopper_linear.load(fit, weight.dtype, gated=gated)
@@ -141,7 +141,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
                 took_us(kernel, ms)
         return min(((took_us(kernel, ms), kernel) for kernel in finalists), key=lambda timed: timed[0])
 
-    own_kernels = VECTORS if rows == 1 else (_variant(weights[0], rows, gated=gated),)
+    own_kernels = VECTORS if rows == 1 else (choose_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest((None, *_algorithms(weights[0], rows)))[1]
     own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
@@ -149,7 +149,8 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
-def _variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
+def choose_variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
+    """The one of VARIANTS for so many rows, and how its tiles are split."""
     least, most = MIN_PROGRAMS if rows <= COMPANY_ROWS else 1, num_processors(weight.device)
 
     def split(variant: Variant) -> Variant:

@@ -108,6 +108,26 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "columns", "gated", "rows", "tile_out", "split"),
+    [
+        (4096, 14336, False, 50, 64, 2),  # 128 programs; in tiles of 128 there would be 64, or 128 split in four
+        (6144, 4096, False, 50, 96, 2),
+        (6144, 4096, False, 128, 64, 1),
+        (28672, 4096, True, 50, 128, 1),  # enough tiles of any width: the widest
+        (128256, 4096, False, 128, 128, 1),
+        (2560, 2560, False, 50, 64, 2),  # split in four there would be more programs than multiprocessors
+        (28672, 4096, True, 2048, 256, 1),
+    ],
+)
+def test_tiles_make_one_program_a_multiprocessor(
+    outputs: int, columns: int, gated: bool, rows: int, tile_out: int, split: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_tune, "num_processors", lambda _: 132)
+    variant = triton_tune.choose_variant(torch.empty((outputs, columns), device="meta"), rows, gated=gated)
+    assert (variant.tile_out, variant.split) == (tile_out, split)
+
+
 @pytest.mark.skipif(not hopper_linear.works(DEVICE), reason="the kernel is for Hopper cards")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("variant", "gated"), VARIANTS)
