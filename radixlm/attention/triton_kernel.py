@@ -72,7 +72,7 @@ def _attend_kernel(
     total_items = _fresh(count) * KV_HEADS
     if ORDER == ALONE:
         await_previous(OVERLAP)
-    if EARLY:
+    if EARLY:  # not where all wait for the loads of one token, which what the next kernel fetches ahead would delay
         release_next(OVERLAP)
     for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
         # Read here and not one turn ahead: Triton 3.6 drops the update of a carried value that bounds an inner loop.

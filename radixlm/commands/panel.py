@@ -44,7 +44,8 @@ def facts(info: EngineInfo, url: str) -> list[tuple[str, str]]:
 
 def curl_line(info: EngineInfo, url: str) -> str:
     """A chat request for a shell."""
-    body = f'{{"model": "{info.model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    messages = '[{"role": "user", "content": "What is the capital of France?"}]'
+    body = f'{{"model": "{info.model}", "temperature": 0, "messages": {messages}}}'
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 

@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from radixlm.config import Config
 from radixlm.options import MODEL_GROUPS, Parser, add_options, resolve_options
-from radixlm.runner.estimate import Estimate, estimate
+
+if TYPE_CHECKING:
+    from radixlm.runner.estimate import Estimate
 
 _LENGTHS = (1_024, 4_096, 16_384, 65_536, 131_072)
 
@@ -23,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
     config = resolve_options(parsed, os.environ)
+    from radixlm.runner.estimate import estimate  # torch, which `--help` need not wait for
+
     found = estimate(config, None if parsed.memory is None else int(parsed.memory * 2**30))
     print(json.dumps(_values(found), indent=2) if parsed.json else "\n".join(_lines(config, found)))
     return 0

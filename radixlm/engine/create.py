@@ -13,7 +13,6 @@ from radixlm.engine.grammars import grammar_of, token_vocabulary
 from radixlm.engine.reading import Reading, load_reading
 from radixlm.grammar.service import Grammars
 from radixlm.ops.build import BuildError, build
-from radixlm.runner.create import create_runner
 from radixlm.sched.constrain import Constraints
 from radixlm.text.stops import make_stop
 
@@ -24,6 +23,9 @@ def create_core(config: Config, reading: Reading | None = None, *, serving: bool
     Who is `serving` strangers has what compiles grammars from the start, so that nobody's first one waits for it: the C library,
     which frontends and the guard use too, and the process that guards grammars.
     """
+    # With torch, for which the `--help` of what may run a model need not wait.
+    from radixlm.runner.create import create_runner
+
     if serving:
         with contextlib.suppress(BuildError):  # whoever needs it says so in the log
             build()

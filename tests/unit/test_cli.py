@@ -40,8 +40,9 @@ def test_importing_the_package_and_printing_help_load_nothing_heavy(code):
     assert not heavy & imported_by(code)
 
 
-def test_help_of_serve_loads_no_torch():
-    code = "from radixlm.cli import main\ntry:\n    main(['serve', '--help'])\nexcept SystemExit:\n    pass"
+@pytest.mark.parametrize("command", ["serve", "generate", "chat", "plan"])
+def test_help_of_commands_loads_no_torch(command):
+    code = f"from radixlm.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass"
     assert "torch" not in imported_by(code)
 
 
