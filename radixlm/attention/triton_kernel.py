@@ -23,7 +23,8 @@ LOWEST = tl.constexpr(-1.0e30)
 """Running maximum before the first visible key. Finite, so that its difference to a hidden key's score of -inf is no NaN."""
 
 ALONE, FIRST, SECOND = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""Where a launch stands among those of one layer. FIRST and SECOND run side by side: SECOND waits for FIRST when it ends."""
+"""Where a launch stands among those of one layer. FIRST and SECOND run side by side: SECOND waits for FIRST when it ends.
+What comes after SECOND may touch weights only before it waits, since SECOND may let it in before both."""
 
 _LOG2_E = 1.4426950408889634
 

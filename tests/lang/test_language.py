@@ -19,12 +19,6 @@ from tests.fake_runner import FakeRunner
 from tests.lang.harness import fake_backend
 
 
-@pytest.fixture(scope="module")
-def backend():
-    with fake_backend() as backend:
-        yield backend
-
-
 @sgl.function
 def two_stage(s, question):
     s += "Think about " + question + ". "

@@ -20,12 +20,6 @@ from tests.lang.harness import fake_backend
 from tests.lang.test_runtime import STAND_IN
 
 
-@pytest.fixture(scope="module")
-def backend():
-    with fake_backend() as backend:
-        yield backend
-
-
 @sgl.function
 def inner(s, text):
     s += "own" + sgl.gen("x", max_tokens=2, ignore_eos=True)
