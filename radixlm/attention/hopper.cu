@@ -12,6 +12,7 @@ constexpr int DIM = 128, ROWS = 128, BLOCK = 128, STAGES = 2, FIELDS = 16;
 constexpr int TILE_BYTES = BLOCK * DIM * 2, HALF_BYTES = BLOCK * 128;  // a tile is two halves of 64 dimensions, 128 bytes a row
 constexpr int QUERY_HALF_BYTES = 64 * 128;                             // the same for the 64 rows of one warpgroup
 constexpr float LOWEST = -1.0e30f;  // finite, so that its difference to a hidden score of -inf is no NaN
+constexpr float GROWTH = 8;         // sums are rescaled where a score is 2^GROWTH times what weights are relative to: almost never
 #define NEVER __int_as_float(0xff800000)  // minus infinity
 
 struct Barriers {
@@ -201,8 +202,10 @@ template <int LEFT> __device__ inline void multiply_wait(float (&d)[64]) {
     asm volatile("wgmma.wait_group.sync.aligned %64;" : D64(d) : "n"(LEFT) : "memory");
 }
 
-// Whatever is computed of these comes before what follows: the compiler would gladly do it after the next wait.
-__device__ inline void settle(float (&d)[64]) { asm volatile("" : D64(d)::"memory"); }
+// Whatever leads to this sum comes before what follows: the assembler would gladly do it after the next wait. No sum is below 0.
+__device__ inline void settle(float sum) {
+    asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p nanosleep.u32 1; }" ::"f"(sum) : "memory");
+}
 
 // The low word of a descriptor of a tile read across its rows, where its halves are apart.
 __device__ inline u32 across_rows(u32 address) { return uniform(HALF_BYTES >> 4 << 16 | address >> 4); }
@@ -261,7 +264,8 @@ __device__ inline void exponentiate(float (&scores)[64], Softmax &softmax, float
         float top = NEVER;
 #pragma unroll
         for (int i = 0; i < 32; i++) top = fmaxf(top, scores[(i >> 1) * 4 + r * 2 + (i & 1)]);
-        const float peak = fmaxf(softmax.peak[r], quad_max(top) * scale);
+        top = quad_max(top) * scale;
+        const float peak = top > softmax.peak[r] + GROWTH ? top : softmax.peak[r];
         decay[r] = power_of_two(softmax.peak[r] - peak);
         float sum = 0;
 #pragma unroll
@@ -401,12 +405,14 @@ __device__ inline void multiply_all(const Arguments &a, int total, u32 tiles, Ba
             if (first_key + BLOCK > item.position + 1 || first_key < item.position + item.tokens - a.window)
                 hide(scores, first_key + column, from, upto);
             exponentiate(scores, softmax, a.scale, decay);
-            settle(scores);
+            settle(softmax.total[0] + softmax.total[1]);
             multiply_wait<0>(acc);
             if (lane == 0) barrier_arrive(&barriers->value_empty[stage]);
             pack_weights(weights, scores);
+            const bool grown = __any_sync(0xffffffff, decay[0] != 1 || decay[1] != 1);
 #pragma unroll
-            for (int i = 0; i < 64; i++) acc[i] *= decay[i >> 1 & 1];
+            for (int i = 0; i < 64; i++)
+                if (grown) acc[i] *= decay[i >> 1 & 1];
         }
         if (lane == 0) barrier_arrive(&barriers->query_empty);
         barrier_wait(&barriers->value_full[turn % STAGES], turn / STAGES & 1);

@@ -59,7 +59,7 @@ class Step:
         sheet.versions |= {"attention": info.attention, "ops": info.ops, "dtype": info.dtype}
         for batch in self.batches:
             size = batch + self.chunk if self.chunk else FILL
-            limits = dataclasses.replace(limits_of(info, config), tokens_per_step=size)
+            limits = dataclasses.replace(limits_of(info, config), tokens_per_step=size, knee_tokens=0)
             self._measure_batch(batch, _Loop(runner, limits), sheet)
         runner.close()
 

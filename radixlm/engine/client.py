@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_REPLAYS = 1  # a request that kills engines must not kill more than two
 _RECONNECT_MS = 20
+_TOGETHER = 8  # requests sent at once
 _RETRY_AFTER_S = 2.0
 
 
@@ -56,7 +57,7 @@ class RemoteEngine:
         self._info: EngineInfo | None = None
         self._up = False
         self._waiting: list[Callable[[], None]] = []
-        self._streams = Streams(lambda requests: self._send(Submit(requests)))
+        self._streams = Streams(lambda requests: self._send(Submit(requests)), _TOGETHER)
         self._tickets = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._deadline: asyncio.TimerHandle | None = None

@@ -82,17 +82,18 @@ class Decoder:
         """
         ops, config, tensors = self._ops, self.config, self._tensors
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        x, residual = ops.take(tensors.embedding, tokens), None
+        norms = [*(layer.input_norm for layer in tensors.layers), tensors.norm]
+        x, residual = ops.norm(ops.take(tensors.embedding, tokens), None, norms[0], config.rms_norm_eps)
         for index, layer in enumerate(tensors.layers):
-            x, residual = ops.norm(x, residual, layer.input_norm, config.rms_norm_eps)
             rope = Rope(batch.positions, tensors.cos_sin, heads, layer.head_norms)
             q = ops.rope_write(ops.linear(x, layer.qkv), rope, batch.cells, kv.layer(index))
             x = attention.run(q, index)
             if rows is not None and index == config.num_layers - 1:  # past here nothing mixes tokens: drop the others
                 x, residual = ops.take(x, rows), ops.take(residual, rows)
-            x, residual = ops.norm(ops.linear(x, layer.o), residual, layer.mlp_norm, config.rms_norm_eps)
-            x = ops.linear(ops.gated(x, layer.gate_up), layer.down)
-        return ops.norm(x, residual, tensors.norm, config.rms_norm_eps)[0]
+            x, residual = ops.linear_norm(x, layer.o, residual, layer.mlp_norm, config.rms_norm_eps)
+            x = ops.gated(x, layer.gate_up)
+            x, residual = ops.linear_norm(x, layer.down, residual, norms[index + 1], config.rms_norm_eps)
+        return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output of `forward`, [rows, hidden] -> [rows, vocab], in the model's dtype."""

@@ -78,6 +78,12 @@ class Ops(Protocol):
         """RMSNorm(x + residual) * weight, and the new residual x + residual. The residual may be updated in place."""
         ...
 
+    def linear_norm(
+        self, x: torch.Tensor, weight: Weight, residual: torch.Tensor, scale: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`norm` of `linear(x, weight)` and the residual, with the norm's weight in `scale`. One rounding less may be done."""
+        ...
+
     def rope_write(
         self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:

@@ -90,14 +90,16 @@ def suits(shape: Shape, algorithm: bytes) -> bool:
     return not status and found.workspace <= WORKSPACE_BYTES
 
 
-def multiply(x: torch.Tensor, weight: torch.Tensor, algorithm: bytes) -> torch.Tensor:  # hot
-    """x [rows, in] @ weight.T -> [rows, out], by an algorithm that suits."""
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+def multiply(  # hot
+    x: torch.Tensor, weight: torch.Tensor, algorithm: bytes, onto: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [rows, in] @ weight.T -> [rows, out], by an algorithm that suits; added to `onto`, in place, if that is given."""
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device) if onto is None else onto
     library, handle, operation = _library()
     product, workspace = _product(Shape(x.dtype, x.shape[0], *weight.shape)), _workspace(x.device)
     status = library.cublasLtMatmul(
         handle, operation, ctypes.byref(_ONE),
-        _address(weight), product.weight, _address(x), product.x, ctypes.byref(_ZERO),
+        _address(weight), product.weight, _address(x), product.x, ctypes.byref(_ZERO if onto is None else _ONE),
         _address(y), product.y, _address(y), product.y,
         algorithm, _address(workspace), ctypes.c_size_t(WORKSPACE_BYTES),
         ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),

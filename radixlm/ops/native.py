@@ -159,6 +159,17 @@ class NativeOps:
         self._do(Kind.NORM, _NORM(*pointers, rows, width, eps, DTYPES[x.dtype]))
         return out, x if residual is None else residual
 
+    def linear_norm(  # hot
+        self,
+        x: torch.Tensor,
+        weight: NativeWeight | TorchWeight,
+        residual: torch.Tensor,
+        scale: torch.Tensor,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of a product and the residual."""
+        return self.norm(self.linear(x, weight), residual, scale, eps)
+
     def rope_write(  # hot
         self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:

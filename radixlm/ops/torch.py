@@ -56,6 +56,12 @@ class TorchOps:
         residual = x if residual is None else residual.add_(x)
         return _rms_norm(residual, weight, eps), residual
 
+    def linear_norm(
+        self, x: torch.Tensor, weight: TorchWeight, residual: torch.Tensor, scale: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of a product and the residual."""
+        return self.norm(self.linear(x, weight), residual, scale, eps)
+
     def rope_write(
         self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:

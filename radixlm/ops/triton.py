@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from radixlm.ops import hopper_linear, triton_choose, triton_fused
+from radixlm.ops import cublaslt, hopper_linear, triton_choose, triton_fused
 from radixlm.ops.api import Choice as TokenChoice
 from radixlm.ops.api import Mask, Rope
 from radixlm.ops.hopper_linear import Variant
 from radixlm.ops.torch import TorchOps, TorchWeight
 from radixlm.ops.triton_launch import interpreted
-from radixlm.ops.triton_products import Kernel, multiply
+from radixlm.ops.triton_products import Kernel, multiply, suits
 from radixlm.ops.triton_tune import ROW_BLOCKS, UNTUNED, Choice, Tuner, tuning_file
 
 
@@ -29,7 +29,7 @@ class TritonWeight(TorchWeight):
 
     def kernel(self, rows: int) -> Kernel:
         """For so many rows of input."""
-        return self.choice[bisect.bisect_left(ROW_BLOCKS, rows)] if rows <= ROW_BLOCKS[-1] else None
+        return self.choice[min(bisect.bisect_left(ROW_BLOCKS, rows), len(self.choice) - 1)]
 
 
 class TritonOps:
@@ -62,6 +62,15 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(RMSNorm(x + residual) * weight, x + residual). The residual is updated in place; without one, x becomes it."""
         return triton_fused.norm(x, residual, weight, eps)
+
+    def linear_norm(
+        self, x: torch.Tensor, weight: TorchWeight, residual: torch.Tensor, scale: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of a product and the residual, which the library's own algorithms add before they round."""
+        kernel = weight.kernel(len(x)) if isinstance(weight, TritonWeight) and weight.bias is None else None
+        if isinstance(kernel, bytes) and suits(weight.weight, kernel, len(x), gated=False):
+            return self.norm(cublaslt.multiply(x, weight.weight, kernel, onto=residual), None, scale, eps)
+        return self.norm(self.linear(x, weight), residual, scale, eps)
 
     def rope_write(
         self, qkv: torch.Tensor, rope: Rope, cells: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]

@@ -33,7 +33,7 @@ from radixlm.ops.triton_products import Kernel, multiply, suits
 _T = TypeVar("_T")
 
 ROW_BLOCKS = (1, 32, 64, 96, 128, 160, 192, 224, 256, 1536, 2048)
-"""Row counts that are tuned; a step takes the smallest block that holds its rows, and what the library picks above the last."""
+"""Row counts that are tuned; a step takes the smallest block that holds its rows, and the last for more."""
 
 MIDDLE = 1536
 """Up to so many rows, and above the block before, the library's picks are taken unmeasured: tiles fit some counts well and others

@@ -72,7 +72,7 @@ DEFAULTS = {
         ("triton", "torch"),
         (*_EXTRA, "triton", "reference"),
         max_running=256,
-        tokens_per_step=2048,
+        tokens_per_step=4096,
         knee_tokens=256,
     ),
 }

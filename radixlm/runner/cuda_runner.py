@@ -29,7 +29,7 @@ from radixlm.sched.plan import Plan
 from radixlm.sched.sampled import Masks, Sampled
 
 DECODE_SIZES = (1, 2, 4, 8, 12, 16, *range(20, 65, 4), *range(72, 129, 8), *range(144, 257, 16), *range(288, 4097, 32))
-MIXED_SIZES = (16, 32, 48, *range(64, 257, 32), 320, 384, *range(512, 4097, 128))
+MIXED_SIZES = (16, 32, 48, *range(64, 257, 32), 320, 384, *range(512, 2305, 128), *range(2560, 4097, 256))
 """Not 448, for which the library's picks take longer than for 512."""
 
 

@@ -13,6 +13,15 @@ spread out, which later steps absorb."""
 DECODE_SHARE = 8  # prompts are sure of tokens_per_step / DECODE_SHARE, however many rows decode
 
 
+def step_tokens(tokens_per_step: int, backlog: int) -> int:
+    """How many of `tokens_per_step` a step may have where prompts need `backlog` tokens.
+
+    Half of them, so that few prompts are answered one after the other and decode rows wait less; all for a large backlog,
+    since larger steps cost less a token: weights are read and rows decode less often meanwhile.
+    """
+    return min(tokens_per_step, max(tokens_per_step, backlog) // 2)
+
+
 def prompt_budget(tokens_per_step: int, num_decode: int) -> int:
     """What a step with `num_decode` decode chunks may spend on prompts."""
     return max(tokens_per_step - num_decode, tokens_per_step // DECODE_SHARE, 1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from radixlm.messages import Missed
 from radixlm.sched import admission
-from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares
+from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
 from radixlm.sched.draft import Draft
 from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
@@ -159,12 +159,14 @@ class Planner:
     def _prompt_budget(self, num_decode: int, begun_tokens: int) -> int:
         """Tokens of this step for prompts."""
         limits = self._limits
-        budget = prompt_budget(limits.tokens_per_step, num_decode)
-        if not limits.knee_tokens or not num_decode:
+        if not limits.knee_tokens:
+            return prompt_budget(limits.tokens_per_step, num_decode)
+        backlog = begun_tokens + sum(entry.num_uncached for entry in self.waiting.values())
+        budget = prompt_budget(step_tokens(limits.tokens_per_step, backlog), num_decode)
+        if not num_decode:
             return budget
-        queued = sum(entry.num_uncached for entry in self.waiting.values())
         num_prompts = len(self.waiting) + len(self.running.prefilling)
-        return riding_budget(budget, num_decode, limits.knee_tokens, begun_tokens + queued, num_prompts)
+        return riding_budget(budget, num_decode, limits.knee_tokens, backlog, num_prompts)
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

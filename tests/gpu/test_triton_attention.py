@@ -62,10 +62,17 @@ def without_empty(batch: Batch) -> Batch:
 
 
 def compare(
-    chunks: list[Chunk], shape: AttentionShape, dtype: torch.dtype, page_size: int = 1, *, scattered: bool = True
+    chunks: list[Chunk],
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    page_size: int = 1,
+    *,
+    scattered: bool = True,
+    growth: float = 1.0,  # how many times as large the first key is as the last
 ) -> None:
     batch, cells = step(chunks, page_size, scattered=scattered)
     pool = Pool(cells, shape, dtype)
+    pool.keys *= torch.linspace(growth, 1, cells, device=DEVICE)[:, None, None].to(dtype)
     pool.keys[-page_size:] = pool.values[-page_size:] = torch.nan
     backend, oracle = TritonAttention(shape, pool), Reference(shape, pool.wide())
     q = torch.randn(len(batch.cells), shape.num_heads, shape.head_dim, device=DEVICE).to(dtype)
@@ -144,6 +151,13 @@ def test_chunks_of_large_steps_with_heads_of_128(
     compare(
         [(0, 100), (1000, 31), (70, 1), (37, 260), (2500, 150), (127, 1), (4, 17)], shape, dtype, scattered=scattered
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("growth", [2.0, 5.0, 15.0])
+def test_scores_that_grow_from_block_to_block(dtype: torch.dtype, growth: float) -> None:
+    """Keys are read from the last to the first: sums are rescaled rarely, in some blocks, in all."""
+    compare([(500, 100), (0, 500)], llama(8, 2, 128), dtype, scattered=False, growth=growth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

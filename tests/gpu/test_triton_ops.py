@@ -93,6 +93,27 @@ def test_every_algorithm_that_suits_multiplies(dtype: torch.dtype, rows: int) ->
     assert len(algorithms) > 2
     for algorithm in algorithms:
         assert relative_error(multiply(x, weight, algorithm), expected) < tolerance(dtype)
+        onto = normal(rows, 1024, dtype=dtype)
+        total = expected + onto.float()
+        assert multiply(x, weight, algorithm, onto) is onto
+        assert relative_error(onto, total) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 200])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_norm_of_a_product_and_the_residual(rows: int, with_bias: bool) -> None:
+    dtype = torch.bfloat16
+    x, weight, scale = normal(rows, 512, dtype=dtype), normal(256, 512, dtype=dtype), normal(256, dtype=dtype)
+    bias, residual = normal(256, dtype=dtype) if with_bias else None, normal(rows, 256, dtype=dtype)
+    wide = TorchWeight(weight.float(), bias.float() if bias is not None else None)
+    expected, total = ORACLE.linear_norm(x.float(), wide, residual.float(), scale.float(), 1e-5)
+    packed = OPS.pack(weight, bias)
+    kernels = [None, *offers(Shape(dtype, rows, 256, 512))] if not INTERPRETED else [None]
+    for kernel in kernels:
+        choice = TritonWeight(weight, bias, (kernel,) * len(packed.choice))
+        normed, summed = OPS.linear_norm(x, choice, residual.clone(), scale, 1e-5)
+        assert relative_error(normed, expected) < tolerance(dtype)
+        assert relative_error(summed, total) < tolerance(dtype)
 
 
 TUNED = list(itertools.chain(*triton_tune.VARIANTS.values()))

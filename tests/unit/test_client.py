@@ -149,6 +149,20 @@ def test_each_stream_gets_its_own_tokens_in_order(tmp_path):
     drive(tmp_path, scenario)
 
 
+def test_of_many_requests_in_one_turn_the_first_do_not_wait_for_the_last(tmp_path):
+    async def scenario(bench):
+        loop = FakeLoop()
+        await bench.serve(loop)
+        reads = [asyncio.ensure_future(read(bench.engine, key)) for key in range(1, 21)]
+        await asked(loop, lambda: len(loop.sinks) == 20)
+        assert [key for batch in loop.batches for key in batch] == list(range(1, 21))
+        assert [len(batch) for batch in loop.batches] == [8, 8, 4]
+        loop.step([], ended=list(range(1, 21)))
+        await soon(asyncio.gather(*reads))
+
+    drive(tmp_path, scenario)
+
+
 def test_a_slow_reader_gets_few_frames_and_every_detail_in_its_place(tmp_path):
     async def scenario(bench):
         loop = FakeLoop()

@@ -7,7 +7,7 @@ import pytest
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched.budget import newcomers_budget, prompt_budget, shares
+from radixlm.sched.budget import newcomers_budget, prompt_budget, shares, step_tokens
 from radixlm.types import SamplingParams
 from tests.property.harness import Drive, expected
 
@@ -249,6 +249,11 @@ def test_the_oldest_prompt_always_moves_and_the_shortest_goes_first(remaining, b
     assert shares(remaining, budget) == given
 
 
+@pytest.mark.parametrize(("backlog", "tokens"), [(0, 32), (60, 32), (100, 50), (128, 64), (1000, 64)])
+def test_a_step_has_half_of_its_tokens_until_the_backlog_is_large(backlog, tokens):
+    assert step_tokens(64, backlog) == tokens
+
+
 def test_prompts_get_a_share_however_many_rows_decode():
     assert prompt_budget(64, 10) == 54
     assert prompt_budget(64, 64) == 8
@@ -268,7 +273,7 @@ def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
     ],
 )
 def test_prompts_ride_by_their_part_of_all_requests_and_a_quarter_for_sure(num_decode, expected):
-    drive = roomy(knee_tokens=16)
+    drive = roomy(knee_tokens=16, tokens_per_step=128)
     for _ in range(num_decode):
         drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
         drive.step()
@@ -282,7 +287,7 @@ def test_prompts_ride_by_their_part_of_all_requests_and_a_quarter_for_sure(num_d
 
 def test_a_prompt_alone_does_not_ride():
     drive = roomy(knee_tokens=16)
-    drive.submit(([2] * 100, GO))
+    drive.submit(([2] * 128, GO))
     drive.step()
     assert drive.plans[-1].num_tokens == 64
 
