@@ -55,7 +55,8 @@ class AbortLabelled(msgspec.Struct, frozen=True, tag=True):
 
 
 Query = ShowCache | MatchPrefix | PinPrefix | UnpinPrefix | AbortLabelled
-Command = Literal["info", "stats", "flush_cache", "abort_all", "ping", "pause", "preempt", "resume"] | Query
+Command = Literal["info", "stats", "flush_cache", "abort_all", "drain", "ping", "pause", "preempt", "resume"] | Query
+"""drain ends what runs as abort_all does, and says why."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

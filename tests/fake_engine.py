@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from radixlm.engine.core import ABORTED
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull, TooManyRequests
 from radixlm.messages import (
     AbortedLabelled,
@@ -182,20 +183,20 @@ class FakeEngine:
         finally:
             self.abort(request.key)
 
-    def abort(self, key: int) -> None:
+    def abort(self, key: int, message: str = "aborted by the client") -> None:
         """As `Engine.abort`."""
         stream = self._streams.pop(key, None)
         if stream is not None:
             self.aborted.append(key)
             self._counts["aborted"] += 1
-            stream.end(Finish("abort", message="aborted by the client"))
+            stream.end(Finish("abort", message=message))
 
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`."""
         self._require_ready()
-        if command == "abort_all":
+        if command in ABORTED:
             for key in list(self._streams):
-                self.abort(key)
+                self.abort(key, ABORTED[command])
         if command in ("pause", "resume"):
             self.stalled = command == "pause"
         if command == "stats":

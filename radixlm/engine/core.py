@@ -40,6 +40,12 @@ AUDIT_AFTER_S = 1.0
 """Seconds without work before the books are checked: with a quarter of a million pages that takes 30 ms, which a request that
 comes right after another should not wait for."""
 
+ABORTED = {
+    "abort_all": "aborted by an operator",
+    "drain": "the server is shutting down, and the request took longer than --drain-timeout; send it to another",
+}
+"""What the requests that a command ends are told."""
+
 
 class Core:
     """Scheduler and runner, and the loop over them. `beats` counts turns: it moves while the loop is alive."""
@@ -205,9 +211,9 @@ class Core:
                 return self._stats()
             case "flush_cache":
                 return {"evicted_pages": self.scheduler.running.tree.evict(self.info.num_pages)}
-            case "abort_all":
+            case "abort_all" | "drain":
                 num_open = self.scheduler.num_open
-                self.scheduler.abort_all("aborted by an operator")
+                self.scheduler.abort_all(ABORTED[command])
                 return {"aborted": num_open}
             case "ping":
                 return {"beats": self.beats}

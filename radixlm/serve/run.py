@@ -174,7 +174,7 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(self._limit_s)
         logger.warning("aborting what still runs after %g s of draining", self._limit_s)
         with contextlib.suppress(Error):
-            await self._frontend.engine.control("abort_all")
+            await self._frontend.engine.control("drain")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own with another acceptor, then the callback."""

@@ -75,7 +75,8 @@ def test_a_drain_ends_what_runs_too_long_with_a_final_event():
             while not server.engine.num_open:
                 await asyncio.sleep(0.005)
             stop.set()
-            assert parse_events((await running).text)[-1]["error"]["code"] == "aborted"
+            error = parse_events((await running).text)[-1]["error"]
+            assert error["code"] == "aborted" and "--drain-timeout" in error["message"]
 
     served(test, drain_timeout=0.2)
 
