@@ -79,7 +79,7 @@ class Config:
 
     max_running: int | None = option(None, "Requests computed at the same time.", group="schedule", low=1, high=4096)
     max_queued: int = option(1024, "Requests that may wait; more are refused with 503.", group="schedule", low=1)
-    tokens_per_step: int | None = option(None, "Most tokens of a step, prompts and decode.", group="schedule", low=1)
+    tokens_per_step: int | None = option(None, "Most tokens of a step; GPUs mostly take half.", group="schedule", low=1)
     policy: Literal["lpm", "dfs-weight", "fcfs", "priority"] = option(
         "lpm", "Order of the waiting queue.", group="schedule"
     )

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from radixlm.engine.core import ABORTED
 from radixlm.errors import EngineDied, Error, NotReady, QueueFull, TooManyRequests
 from radixlm.messages import (
     AbortedLabelled,
@@ -194,9 +193,9 @@ class FakeEngine:
     async def control(self, command: Command) -> dict[str, Any]:
         """As `Engine.control`."""
         self._require_ready()
-        if command in ABORTED:
+        if command in ("abort_all", "drain"):
             for key in list(self._streams):
-                self.abort(key, ABORTED[command])
+                self.abort(key, f"aborted by {command}")
         if command in ("pause", "resume"):
             self.stalled = command == "pause"
         if command == "stats":

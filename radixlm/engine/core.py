@@ -40,9 +40,9 @@ AUDIT_AFTER_S = 1.0
 """Seconds without work before the books are checked: with a quarter of a million pages that takes 30 ms, which a request that
 comes right after another should not wait for."""
 
-ABORTED = {
+_ABORTED = {
     "abort_all": "aborted by an operator",
-    "drain": "the server is shutting down, and the request took longer than --drain-timeout; send it to another",
+    "drain": "the server is shutting down and waits {:g} s (--drain-timeout) for what runs; send the request to another",
 }
 """What the requests that a command ends are told."""
 
@@ -64,6 +64,7 @@ class Core:
         self._close_constraints = constraints.close if constraints else None
         self.scheduler = Scheduler(limits_of(info, config), make_stop, constraints=self._waking(constraints))
         self._runner = runner
+        self._drain_timeout = config.drain_timeout
         self._overlap = info.device.startswith("cuda") if config.overlap is None else config.overlap
         self._inbox: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -213,7 +214,7 @@ class Core:
                 return {"evicted_pages": self.scheduler.running.tree.evict(self.info.num_pages)}
             case "abort_all" | "drain":
                 num_open = self.scheduler.num_open
-                self.scheduler.abort_all(ABORTED[command])
+                self.scheduler.abort_all(_ABORTED[command].format(self._drain_timeout))
                 return {"aborted": num_open}
             case "ping":
                 return {"beats": self.beats}

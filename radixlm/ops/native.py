@@ -65,6 +65,10 @@ class NativeWeight:
     plain: TorchWeight | None  # unpacked, where torch multiplies many rows
 
 
+Packed = NativeWeight | TorchWeight
+"""The second for weights that torch multiplies."""
+
+
 class NativeOps:
     """Implements `radixlm.ops.api.Ops` on CPU tensors."""
 
@@ -86,9 +90,7 @@ class NativeOps:
         self._torch_rows = NEVER
         self._torch_rows = torch_rows or (_measure_torch_rows(self) if "amx_bf16" in cpu_identity() else NEVER)
 
-    def pack(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False
-    ) -> NativeWeight | TorchWeight:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False) -> Packed:
         """weight [out, in], bias [out] or None, both copied. float16 stays with torch. `gated`: `linear` does not take it."""
         if weight.dtype is torch.float16:
             return self._fallback.pack(weight, bias)
@@ -103,13 +105,13 @@ class NativeOps:
         plain = self._fallback.pack(weight.clone(), None if bias is None else bias.clone()) if keeps else None
         return NativeWeight(n, k, weight.dtype, ctypes.addressof(described), (described, packed, wide), plain)
 
-    def linear(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
+    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, out]."""
         if (plain := self._for_torch(x, weight)) is not None:
             return self._fallback.linear(x, plain)
         return self._multiply(x, weight, None)
 
-    def gated(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> torch.Tensor:  # hot
+    def gated(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, n]; weight [2 * n, in]."""
         if (plain := self._for_torch(x, weight)) is not None:
             return self.silu_mul(self._fallback.linear(x, plain))
@@ -117,7 +119,7 @@ class NativeOps:
         self._multiply(x, weight, out)
         return out
 
-    def _for_torch(self, x: torch.Tensor, weight: NativeWeight | TorchWeight) -> TorchWeight | None:
+    def _for_torch(self, x: torch.Tensor, weight: Packed) -> TorchWeight | None:
         """The weight if torch is to multiply it."""
         if isinstance(weight, TorchWeight):
             refuse_recording("float16 weights are multiplied by torch")
@@ -127,9 +129,7 @@ class NativeOps:
         refuse_recording("torch multiplies this many rows")
         return weight.plain
 
-    def _multiply(
-        self, x: torch.Tensor, weight: NativeWeight | TorchWeight, gated: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _multiply(self, x: torch.Tensor, weight: Packed, gated: torch.Tensor | None) -> torch.Tensor:
         rows, width = x.shape
         assert isinstance(weight, NativeWeight) and width == weight.in_features, "x does not fit the weight"
         assert x.dtype is weight.dtype and x.is_contiguous(), "x has another type than the weight, or is not contiguous"
@@ -160,12 +160,7 @@ class NativeOps:
         return out, x if residual is None else residual
 
     def linear_norm(  # hot
-        self,
-        x: torch.Tensor,
-        weight: NativeWeight | TorchWeight,
-        residual: torch.Tensor,
-        scale: torch.Tensor,
-        eps: float,
+        self, x: torch.Tensor, weight: Packed, residual: torch.Tensor, scale: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of a product and the residual."""
         return self.norm(self.linear(x, weight), residual, scale, eps)

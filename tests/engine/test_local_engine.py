@@ -123,6 +123,22 @@ def test_a_paused_request_still_has_its_deadline_and_its_abort():
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
+@pytest.mark.parametrize(("command", "words"), [("abort_all", "operator"), ("drain", "30 s (--drain-timeout)")])
+def test_what_a_command_ends_is_told_why(command, words):
+    async def main():
+        local = engine()
+        await local.control("pause")
+        task = asyncio.ensure_future(collect(local, ask(1, [1] * 9, 50)))
+        while not (await local.control("stats"))["open"]:
+            pass
+        assert await local.control(command) == {"aborted": 1}
+        finish = (await task)[1].finish
+        assert finish.type == "abort" and words in finish.message
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_when_all_that_run_end_in_one_step_those_that_wait_go_on(overlap):
     async def main():

@@ -76,7 +76,7 @@ def test_a_drain_ends_what_runs_too_long_with_a_final_event():
                 await asyncio.sleep(0.005)
             stop.set()
             error = parse_events((await running).text)[-1]["error"]
-            assert error["code"] == "aborted" and "--drain-timeout" in error["message"]
+            assert error["code"] == "aborted" and "drain" in error["message"]
 
     served(test, drain_timeout=0.2)
 
