@@ -53,7 +53,9 @@ class TreeMachine(RuleBasedStateMachine):
         rest = tokens[len(pages) * self.size :]
         need = len(rest) // self.size
         if need > self.pool.num_free:
+            self.held.append((namespace, tokens[: len(pages) * self.size], node))  # what it found is pinned already
             self.evict(need - self.pool.num_free)
+            self.held.pop()
         if need > self.pool.num_free:
             self.tree.release(node)
             return
@@ -110,3 +112,17 @@ TestTree = TreeMachine.TestCase
 TestTree.settings = settings(
     max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_full_pool_leaves_a_lease_what_it_has_found():
+    """The shortest story in which a lease finds an idle page and then has to make room."""
+    machine = TreeMachine()
+    machine.start(size=1)
+    machine.insert_what_may_be_there([1])
+    for first, length in ((0, 12), (2, 12)):
+        machine.lease([first] * length, "")
+        machine.lease([first] * length, "b")
+    machine.lease([1] + [0] * 9, "b")
+    machine.lease([1] + [0] * 11, "")
+    machine.books_balance()
+    assert machine.tree.num_idle == 1, "there was no room for the rest, so it went, and the page stayed"
