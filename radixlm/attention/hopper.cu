@@ -3,7 +3,8 @@
 // Each multiplying warpgroup owns 64 rows (tokens times the heads of a group) of a tile. While the tensor cores work for one of
 // them the other exponentiates, and within one the scores of the next keys run beside the values of the last ones (the
 // schedule of FlashAttention-3, Shah et al., 2024). Keys are gathered cell by cell, so any page size is served; where 32 of
-// them lie in a row, as those of a prompt mostly do, the copy engine fetches them at once.
+// them lie in a row, as those of a prompt mostly do, the copy engine fetches them at once. A program takes its next item when it
+// has fetched the last one, longest first, so that all end together.
 //
 // Compiled at run time by hopper.py, which also says what the arguments are. Macros: KV_HEADS, GROUP (query heads per KV head),
 // HALF (1: float16, 0: bfloat16).
@@ -21,7 +22,14 @@ struct Barriers {
 };
 
 struct Item {
-    int slot, first_token, tokens, position, low, high, splits, part, first;
+    int index, slot, first_token, tokens, position, low, high, splits, part, first;
+    __device__ inline int head() const { return index % KV_HEADS; }
+};
+
+// What the fetching warpgroup tells: the item to compute (index -1: none is left), and to itself, which comes next.
+struct Claims {
+    Item item;
+    int next[2];
 };
 
 struct Arguments {
@@ -31,7 +39,7 @@ struct Arguments {
     u64 table_stride;
     const int *records, *count;
     float *sums, *stats;
-    int *counters;
+    int *counters, *taken;
     float scale;
     int page_size, window, first_of_two;
 };
@@ -67,6 +75,7 @@ __device__ inline int load_fresh(const int *pointer) {  // past the L1 cache
 __device__ inline Item load_item(const Arguments &a, int index) {
     const int *record = a.records + (u64)(index / KV_HEADS) * FIELDS;
     Item item;
+    item.index = index;
     item.slot = load_fresh(record), item.first_token = load_fresh(record + 1), item.tokens = load_fresh(record + 2);
     item.position = load_fresh(record + 3), item.low = load_fresh(record + 4), item.high = load_fresh(record + 5);
     item.splits = load_fresh(record + 6), item.part = load_fresh(record + 7), item.first = load_fresh(record + 8);
@@ -148,19 +157,27 @@ __device__ inline Place find(const Arguments &a, const Item &item, int key) {
     return {load_fresh(a.table + (u64)item.slot * a.table_stride + page), place - page * a.page_size};
 }
 
+__device__ inline void fetchers_sync() { asm volatile("bar.sync 5, 128;" ::: "memory"); }
+
 __device__ inline void fetch_all(
-    const Arguments &a, const TensorMap *key_map, const TensorMap *value_map, int total, u32 tiles, Barriers *barriers, int thread) {
+    const Arguments &a, const TensorMap *key_map, const TensorMap *value_map, int total, u32 tiles, Barriers *barriers, Claims *claims, int thread) {
     const u32 queries = tiles, keys = tiles + TILE_BYTES, values = keys + STAGES * TILE_BYTES;
     const Fetcher fetcher(thread);
     u32 turn = 0, round = 0;
-    for (int index = blockIdx.x; index < total; index += gridDim.x, round++) {
+    for (int index = blockIdx.x; index < total; round++) {
         const Item item = load_item(a, index);
-        const int head = index % KV_HEADS, blocks = num_blocks(item);
+        const int head = item.head(), blocks = num_blocks(item);
         Place next = find(a, item, item.low + (blocks - 1) * BLOCK + thread);
         barrier_wait(&barriers->query_empty, (round & 1) ^ 1);
+        if (thread == 0) {
+            claims->item = item;
+            barrier_arrive(&barriers->query_full);
+        }
         fetch_queries(a, item, head, queries, thread);
         barrier_arrive_copied(&barriers->query_full);
+        int taken;
         for (int block = blocks - 1; block >= 0; block--, turn++) {
+            if (block == 0 && thread == 0) taken = atomicAdd(a.taken, 1);
             const u32 stage = turn % STAGES, parity = (turn / STAGES & 1) ^ 1;
             const int cell = next.page * a.page_size + next.inside;
             if (block) next = find(a, item, item.low + (block - 1) * BLOCK + thread);
@@ -169,7 +186,19 @@ __device__ inline void fetch_all(
             barrier_wait(&barriers->value_empty[stage], parity);
             fetcher.fetch(a.values, value_map, cell, head, values + stage * TILE_BYTES, &barriers->value_full[stage]);
         }
+        if (thread == 0) {
+            claims->next[round & 1] = gridDim.x + taken;
+            if (taken == total - 1) *a.taken = 0;  // one was asked for after each item, so this is the last of all
+        }
+        fetchers_sync();
+        index = claims->next[round & 1];
     }
+    barrier_wait(&barriers->query_empty, (round & 1) ^ 1);
+    if (thread == 0) {
+        claims->item.index = -1;
+        barrier_arrive(&barriers->query_full);
+    }
+    barrier_arrive(&barriers->query_full);
 }
 
 // ---- multiplying
@@ -355,18 +384,19 @@ __device__ inline bool last_of_parts(const Arguments &a, const Item &item, int h
     return *(volatile int *)flag;
 }
 
-__device__ inline void multiply_all(const Arguments &a, int total, u32 tiles, Barriers *barriers, int group, int thread, int *flag) {
+__device__ inline void multiply_all(
+    const Arguments &a, u32 tiles, Barriers *barriers, const Claims *claims, int group, int thread, int *flag) {
     const int lane = thread & 31;
     const int row = group * 64 + (thread >> 5) * 16 + (lane >> 2), column = (lane & 3) * 2;
     const u32 keys = tiles + TILE_BYTES, values = keys + STAGES * TILE_BYTES;
     const u32 query = along_rows(tiles + group * 2 * QUERY_HALF_BYTES);
     if (group == 1) turn_pass(1);  // group 0 goes first
-    u32 turn = 0, round = 0;
-    Item next_item = load_item(a, min((int)blockIdx.x, total - 1));
-    for (int index = blockIdx.x; index < total; index += gridDim.x, round++) {
-        const Item item = next_item;
-        next_item = load_item(a, min(index + (int)gridDim.x, total - 1));  // on its way while this one is computed
-        const int head = index % KV_HEADS, blocks = num_blocks(item);
+    u32 turn = 0;
+    for (u32 round = 0;; round++) {
+        barrier_wait(&barriers->query_full, round & 1);
+        const Item item = claims->item;
+        if (item.index < 0) break;
+        const int head = item.head(), blocks = num_blocks(item);
         const int at[2] = {item.position + row / GROUP, item.position + (row + 8) / GROUP};
         const int from[2] = {at[0] - a.window + 1, at[1] - a.window + 1};
         const int upto[2] = {min(at[0], item.high - 1), min(at[1], item.high - 1)};
@@ -375,7 +405,6 @@ __device__ inline void multiply_all(const Arguments &a, int total, u32 tiles, Ba
         u32 weights[32];
 
         // The last block of keys, the only one that every row sees partly.
-        barrier_wait(&barriers->query_full, round & 1);
         barrier_wait(&barriers->key_full[turn % STAGES], turn / STAGES & 1);
         fence_for_tensor_cores();
         multiply_begin();
@@ -437,10 +466,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend(
     const __grid_constant__ Arguments a, const __grid_constant__ TensorMap key_map, const __grid_constant__ TensorMap value_map) {
     extern __shared__ unsigned char shared[];
     __shared__ int flags[2];
+    __shared__ Claims claims;
     const u32 tiles = (shared_address(shared) + 1023) & ~1023u;
     Barriers *barriers = (Barriers *)(shared + (tiles - shared_address(shared)) + (1 + 2 * STAGES) * TILE_BYTES);
     if (threadIdx.x == 0) {
-        barrier_init(&barriers->query_full, 128), barrier_init(&barriers->query_empty, 8);
+        barrier_init(&barriers->query_full, 129), barrier_init(&barriers->query_empty, 8);
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(&barriers->key_full[stage], 128), barrier_init(&barriers->key_empty[stage], 8);
             barrier_init(&barriers->value_full[stage], 128), barrier_init(&barriers->value_empty[stage], 8);
@@ -453,10 +483,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend(
     const int total = load_fresh(a.count) * KV_HEADS, group = threadIdx.x / 128;
     if (group == 2) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
-        fetch_all(a, &key_map, &value_map, total, tiles, barriers, threadIdx.x - 256);
+        fetch_all(a, &key_map, &value_map, total, tiles, barriers, &claims, threadIdx.x - 256);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
-        multiply_all(a, total, tiles, barriers, group, threadIdx.x % 128, flags);
+        multiply_all(a, tiles, barriers, &claims, group, threadIdx.x % 128, flags);
     }
     if (!a.first_of_two) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

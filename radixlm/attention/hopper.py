@@ -27,7 +27,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out", "table")),
         ("table_stride", ctypes.c_uint64),
-        *((name, ctypes.c_void_p) for name in ("records", "count", "sums", "stats", "counters")),
+        *((name, ctypes.c_void_p) for name in ("records", "count", "sums", "stats", "counters", "taken")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("page_size", "window", "first_of_two")),
     )
@@ -49,6 +49,7 @@ class HopperKernel:
     window: int
     programs: int
     workspace: Workspace  # with two counters per part and head
+    taken: torch.Tensor  # int32 [1], 0 between launches: items that programs took after their first ones
 
     def attend(  # hot
         self,
@@ -63,7 +64,7 @@ class HopperKernel:
         assert order != SECOND.value, "long chunks come first"
         workspace = self.workspace
         addresses = (q, *kv, out, pages.table)
-        rest = (items.records, items.count, workspace.sums, workspace.stats, workspace.counters)
+        rest = (items.records, items.count, workspace.sums, workspace.stats, workspace.counters, self.taken)
         arguments = _Arguments(
             *(tensor.data_ptr() for tensor in addresses),
             pages.table.stride(0),

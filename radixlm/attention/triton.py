@@ -23,8 +23,8 @@ from radixlm.ops.triton_launch import next_power, num_processors
 FEW = Variant(rows=16, block=128, num_warps=4, num_stages=3)
 """Short chunks, few of them: the time is latency, so many small splits and large blocks."""
 
-MANY = Variant(rows=16, block=32, num_warps=1, num_stages=4)
-"""Short chunks, many of them: bound by memory, many small programs per multiprocessor."""
+MANY = Variant(rows=16, block=64, num_warps=2, num_stages=3)
+"""Short chunks, many of them: bound by memory, several small programs per multiprocessor."""
 
 LONG = Variant(rows=64, block=128, num_warps=4, num_stages=3)
 """Chunks that do not fit in 16 rows, in steps of few tokens: beside decode rows."""
@@ -35,7 +35,7 @@ LONGEST = Variant(rows=128, block=64, num_warps=8, num_stages=3, max_registers=1
 _MANY_CHUNKS, _MANY_TOKENS = 17, 512
 _ANY = (1 << 31) - 1
 _HOPPER_ITEMS = 1  # per program, where chunks are long enough to be split: parts cost more than even loads gain
-_SETTINGS = {FEW: (1, 2), MANY: (1, 8), LONG: (1, 1), LONGEST: (1, 3)}
+_SETTINGS = {FEW: (1, 2), MANY: (1, 4), LONG: (1, 1), LONGEST: (1, 3)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 
@@ -158,10 +158,13 @@ def make_kind(shape: AttentionShape, keys: torch.Tensor, variant: Variant, limit
     programs = num_processors(device) * per_processor
     tile = rows // (shape.num_heads // shape.num_kv_heads)
     cut = Cut(above, upto, tile, variant.block, max(1, programs // shape.num_kv_heads), min_blocks)
+    if cut.even:
+        programs = cut.target * shape.num_kv_heads
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (rows, next_power(shape.head_dim)), device)
     variant = replace(variant, rows=rows)
     return Kind(
-        cut, {window: Kernel(shape, variant, window, programs, workspace) for window in sorted(set(shape.window))}
+        cut,
+        {window: Kernel(shape, variant, window, programs, cut.even, workspace) for window in sorted(set(shape.window))},
     )
 
 
@@ -172,7 +175,8 @@ def hopper_kind(shape: AttentionShape, device: torch.device, above: int) -> Kind
     target = max(1, _HOPPER_ITEMS * programs // shape.num_kv_heads)
     cut = Cut(above, _ANY, tile, hopper.BLOCK, target, min_blocks=1)
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (hopper.ROWS, hopper.DIM), device)
-    kernels = {window: HopperKernel(shape, window, programs, workspace) for window in set(shape.window)}
+    taken = torch.zeros(1, dtype=torch.int32, device=device)
+    kernels = {window: HopperKernel(shape, window, programs, workspace, taken) for window in set(shape.window)}
     return Kind(cut, kernels)
 
 

@@ -54,10 +54,10 @@ class Workspace:
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["members"])
 def _attend_kernel(
-    q, keys, values, out, members, logs, table, table_stride, records, count, sums, stats, counters, scale, softcap,
+    q, keys, values, out, members, logs, table, table_stride, records, count, firsts, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MEMBERS: tl.constexpr, LOGS: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
+    MEMBERS: tl.constexpr, LOGS: tl.constexpr, EVEN: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two.
@@ -70,12 +70,16 @@ def _attend_kernel(
         release_next(OVERLAP)
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM_BLOCK)
-    total_items = _fresh(count) * KV_HEADS
+    if EVEN:
+        run, head = firsts + tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
+        begin, end, step = _fresh(run) * KV_HEADS + head, _fresh(run + 1) * KV_HEADS, KV_HEADS
+    else:
+        begin, end, step = tl.program_id(0), _fresh(count) * KV_HEADS, tl.num_programs(0)
     if ORDER == ALONE:
         await_previous(OVERLAP)
     if EARLY:  # not where all wait for the loads of one token, which what the next kernel fetches ahead would delay
         release_next(OVERLAP)
-    for index in range(tl.program_id(0), total_items, tl.num_programs(0)):
+    for index in range(begin, end, step):
         # Read here and not one turn ahead: Triton 3.6 drops the update of a carried value that bounds an inner loop.
         slot, first_token, tokens, position, low, high, splits, part, first = _item(
             records + (index // KV_HEADS) * FIELDS
@@ -96,20 +100,21 @@ def _attend_kernel(
         peak = tl.full((ROWS,), LOWEST, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DIM_BLOCK), tl.float32)
-        # Blocks that every query of the tile sees whole need no mask: those from `seen` to `whole`.
-        whole = low + tl.maximum(0, (tl.minimum(high, position + 1) - low) // BLOCK) * BLOCK
-        seen = low
-        if WINDOW > 0:
-            last = position + tokens - 1
-            seen = tl.minimum(whole, low + tl.cdiv(tl.maximum(0, last - WINDOW + 1 - low), BLOCK) * BLOCK)
+        seen, whole = low, low
+        if not EVEN:  # there one loop over all keys is faster than masks on the last block only
+            # Blocks that every query of the tile sees whole need no mask: those from `seen` to `whole`.
+            whole = low + tl.maximum(0, (tl.minimum(high, position + 1) - low) // BLOCK) * BLOCK
+            if WINDOW > 0:
+                last = position + tokens - 1
+                seen = tl.minimum(whole, low + tl.cdiv(tl.maximum(0, last - WINDOW + 1 - low), BLOCK) * BLOCK)
+                peak, total, acc = _attend(
+                    query, at, keys, values, pages, head, low, seen, high, scale, softcap, peak, total, acc,
+                    KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
+                )  # fmt: skip
             peak, total, acc = _attend(
-                query, at, keys, values, pages, head, low, seen, high, scale, softcap, peak, total, acc,
-                KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
+                query, at, keys, values, pages, head, seen, whole, high, scale, softcap, peak, total, acc,
+                KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, False, NUM_STAGES,
             )  # fmt: skip
-        peak, total, acc = _attend(
-            query, at, keys, values, pages, head, seen, whole, high, scale, softcap, peak, total, acc,
-            KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, False, NUM_STAGES,
-        )  # fmt: skip
         peak, total, acc = _attend(
             query, at, keys, values, pages, head, whole, high, high, scale, softcap, peak, total, acc,
             KV_HEADS, DIM, DIM_BLOCK, PAGE, BLOCK, WINDOW, SOFTCAP, True, NUM_STAGES,
@@ -234,6 +239,7 @@ class Kernel:
     variant: Variant
     window: int
     programs: int
+    even: bool  # items by runs: then `programs` is runs times KV heads
     workspace: Workspace
 
     @property
@@ -261,10 +267,10 @@ class Kernel:
         shape, variant, workspace = self.shape, self.variant, self.workspace
         _attend_kernel[(self.programs,)](
             q, kv[0], kv[1], out, items.count if members is None else members, out if logs is None else logs,
-            pages.table, pages.table.stride(0), items.records, items.count,
+            pages.table, pages.table.stride(0), items.records, items.count, items.firsts,
             workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
             shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
             variant.rows, variant.block, self.window, shape.softcap > 0, members is not None, logs is not None,
-            variant.num_stages, order, len(q) > 1,
+            self.even, variant.num_stages, order, len(q) > 1,
             num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -235,13 +236,19 @@ def test_items_cover_each_visible_key_of_each_tile_once(chunks: list[Chunk], win
     assert {key: sorted(keys) for key, keys in covered.items()} == expected
 
 
-def test_long_rows_are_split_more_than_short_ones() -> None:
-    batch, _ = step([(4000, 1), (100, 1), (100, 1)], 1)
-    items = schedule(batch, len(batch.cells), Cut(0, 1, 1, 16, 32, 1), 0)
-    splits = {record[0]: record[6] for record in items.records[: int(items.count)].tolist()}
-    rows = [splits[slot] for slot in batch.slots.tolist()]
-    assert rows[0] > 20
-    assert rows[1] == rows[2] == 1
+@pytest.mark.parametrize("runs", [1, 4, 32, 132])
+@pytest.mark.parametrize("chunks", [DECODE, MIXED, [(4000, 1), (100, 1), (0, 1)], [(499, 1)] * 80, [(0, 900)]], ids=len)
+@pytest.mark.parametrize("window", [0, 33])
+def test_keys_of_one_tile_chunks_are_divided_evenly_among_programs(runs: int, chunks: list[Chunk], window: int) -> None:
+    batch, _ = step(chunks, 1)
+    items = schedule(batch, len(batch.cells), Cut(0, 4, 4, 16, runs, 1), window)
+    records, firsts = items.records[: int(items.count)].tolist(), items.firsts.tolist()
+    blocks = [-(-(record[5] - record[4]) // 16) for record in records]
+    assert all(blocks)
+    assert firsts[-1] == len(records)
+    each = [sum(blocks[begin:end]) for begin, end in pairwise(firsts)]
+    assert sum(each) == sum(blocks)  # and no item twice, since none is empty
+    assert max(each) - min(each) <= 1
 
 
 def share(batch: Batch, groups: list[tuple[list[int], int]], page_size: int) -> Batch:
