@@ -44,17 +44,6 @@ struct Arguments {
     int page_size, window, first_of_two;
 };
 
-__device__ inline void barrier_arrive(u64 *barrier) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
-}
-
-__device__ inline void barrier_wait(u64 *barrier, u32 parity) {
-    asm volatile(
-        "{ .reg .pred done;\n"
-        "AGAIN: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN; }" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
-}
-
 // Arrives when all copies that this thread has started are complete.
 __device__ inline void barrier_arrive_copied(u64 *barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
@@ -121,8 +110,7 @@ struct Fetcher {
 
     __device__ inline void fetch_run(const TensorMap *map, int cell, int head, u32 to, u64 *full) const {
         if (lane) return barrier_arrive(full);
-        asm volatile(
-            "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], 8192; }" ::"r"(shared_address(full)) : "memory");
+        barrier_expect(full, 8192);
 #pragma unroll
         for (int half = 0; half < 2; half++)
             asm volatile(
@@ -203,32 +191,26 @@ __device__ inline void fetch_all(
 
 // ---- multiplying
 
-#define D64(d) D8(d, 0), D8(d, 8), D8(d, 16), D8(d, 24), D8(d, 32), D8(d, 40), D8(d, 48), D8(d, 56)
-#define OUTPUTS                                                                                                    \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
-    "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
-    "%56,%57,%58,%59,%60,%61,%62,%63}"
-
 // d [64 rows, 128] = or += a @ b.T, both in shared memory with 64 dimensions per row.
 template <int A_SHIFT, int B_SHIFT, int ADD> __device__ inline void multiply_shared(float (&d)[64], u32 a, u32 b) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n" DESCRIBE("a", "%64", "%67") DESCRIBE("b", "%65", "%68")
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " " OUTPUTS ", a, b, p, 1, 1, 0, 0; }"
-        : D64(d) : "r"(a), "r"(b), "n"(ADD), "n"(A_SHIFT), "n"(B_SHIFT));
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" N64 "}, a, b, p, 1, 1, 0, 0; }"
+        : D64(d, 0) : "r"(a), "r"(b), "n"(ADD), "n"(A_SHIFT), "n"(B_SHIFT));
 }
 
 // d [64 rows, 128] += a @ b, a in registers, b [16 keys, 128] in shared memory.
 template <int B_SHIFT> __device__ inline void multiply_registers(float (&d)[64], const u32 *a, u32 b, int add) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %69, 0;\n" DESCRIBE("b", "%68", "%70")
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " " OUTPUTS ", {%64,%65,%66,%67}, b, p, 1, 1, 1; }"
-        : D64(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add), "n"(B_SHIFT));
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" N64 "}, {%64,%65,%66,%67}, b, p, 1, 1, 1; }"
+        : D64(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add), "n"(B_SHIFT));
 }
 
 __device__ inline void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT> __device__ inline void multiply_wait(float (&d)[64]) {
-    asm volatile("wgmma.wait_group.sync.aligned %64;" : D64(d) : "n"(LEFT) : "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %64;" : D64(d, 0) : "n"(LEFT) : "memory");
 }
 
 // Whatever leads to this sum comes before what follows: the assembler would gladly do it after the next wait. No sum is below 0.

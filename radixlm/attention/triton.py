@@ -35,7 +35,7 @@ LONGEST = Variant(rows=128, block=64, num_warps=8, num_stages=3, max_registers=1
 _MANY_CHUNKS, _MANY_TOKENS = 17, 512
 _ANY = (1 << 31) - 1
 _HOPPER_ITEMS = 1  # per program, where chunks are long enough to be split: parts cost more than even loads gain
-_SETTINGS = {FEW: (1, 2), MANY: (1, 4), LONG: (1, 1), LONGEST: (1, 3)}
+_SETTINGS = {FEW: (1, 2), MANY: (1, 4), LONG: (4, 1), LONGEST: (1, 3)}
 """Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
 
 

@@ -5,7 +5,7 @@ through the items round robin; the last one to finish a tile's splits adds them 
 """
 
 # Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.
-# ruff: noqa: C901, PLR0913, PLR0915
+# ruff: noqa: C901, PLR0912, PLR0913, PLR0915
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _attend_kernel(
     q, keys, values, out, members, logs, table, table_stride, records, count, firsts, sums, stats, counters, scale, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MEMBERS: tl.constexpr, LOGS: tl.constexpr, EVEN: tl.constexpr, NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    MEMBERS: tl.constexpr, LOGS: tl.constexpr, EVEN: tl.constexpr,
+    NUM_STAGES: tl.constexpr, ORDER: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scale includes log2(e) unless SOFTCAP, since softmax is computed with powers of two.
 

@@ -7,7 +7,7 @@ grids depend on shapes only, never on lengths, so a captured graph serves any le
 """
 
 # Kernels take their buffers, strides and sizes one by one, and are no ordinary Python to a type checker.
-# ruff: noqa: PLR0913
+# ruff: noqa: PLR0913, PLR0915
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _schedule_kernel(
 ):  # fmt: skip
     """ITEMS records per program. Each program sums over all chunks again: there are few, and no second pass is needed.
 
-    RUNS: 0, or at least target + 1 if keys are divided evenly: of `total` blocks in a row, block x is in run x * runs // total.
+    RUNS: 0, or at least target + 1 if keys are divided evenly: of all blocks in a row, block x is in run x * runs // total.
     """
     await_previous(OVERLAP)  # and releases nobody: the plan is complete before any kernel after it starts
     # The last chunks first: of prompts those begun before, which have more keys than newcomers. Long items should not start last.
@@ -90,11 +90,7 @@ def _schedule_kernel(
     total = tl.maximum(1, tl.sum(tiles * blocks, axis=0))
     runs = tl.maximum(1, tl.minimum(target, total // min_blocks))
     share = tl.maximum(min_blocks, tl.cdiv(total, target))
-    if RUNS:
-        upto = tl.cumsum(blocks, axis=0)
-        splits = (upto - 1) * runs // total - (upto - blocks) * runs // total + 1
-    else:
-        splits = tl.maximum(1, (2 * blocks + share) // (2 * share))
+    splits = _splits(tl.cumsum(blocks, axis=0) - blocks, blocks, total, runs, share, RUNS)
     items = tiles * splits
     ends = tl.cumsum(items, axis=0)
     if tl.program_id(0) == 0:
@@ -114,12 +110,9 @@ def _schedule_kernel(
     length = tl.load(lengths + mine, mask=inside, other=0)
     start = tl.load(starts + mine, mask=inside, other=0)
     low = tl.load(lows + mine, mask=inside, other=0) if LOWS else tl.zeros_like(start)
-    before_mine = tl.sum(tl.where(before, blocks[None, :], 0), axis=1)
+    ahead = tl.sum(tl.where(before, blocks[None, :], 0), axis=1)
     tiles, blocks = _measure(length, start, low, ABOVE, UPTO, TILE, BLOCK, WINDOW, CAUSAL)
-    if RUNS:
-        splits = (before_mine + blocks - 1) * runs // total - before_mine * runs // total + 1
-    else:
-        splits = tl.maximum(1, (2 * blocks + share) // (2 * share))
+    splits = _splits(ahead, blocks, total, runs, share, RUNS)
     # The last tile of a chunk first: it has the most keys.
     begin = (tiles - 1 - (item - first_item) // splits) * TILE
     split = (item - first_item) % splits
@@ -127,8 +120,8 @@ def _schedule_kernel(
     if WINDOW > 0:
         low = tl.maximum(0, start + begin - WINDOW + 1) // BLOCK * BLOCK
     if RUNS:
-        run = before_mine * runs // total + split
-        first_block, end_block = tl.cdiv(run * total, runs) - before_mine, tl.cdiv((run + 1) * total, runs) - before_mine
+        run = ahead * runs // total + split
+        first_block, end_block = tl.cdiv(run * total, runs) - ahead, tl.cdiv((run + 1) * total, runs) - ahead
         tl.store(firsts + run, item, mask=inside & (first_block >= 0))
         low, high = low + tl.maximum(0, first_block) * BLOCK, tl.minimum(high, low + end_block * BLOCK)
     else:
@@ -166,6 +159,15 @@ def _measure(
         low = tl.maximum(0, start + (tiles - 1) * TILE - WINDOW + 1) // BLOCK * BLOCK
     context = start + length - low if CAUSAL else start
     return tl.where(mine, tiles, 0), tl.where(mine, tl.cdiv(context, BLOCK), 0)
+
+
+@triton.jit
+def _splits(ahead, blocks, total, runs, share, RUNS: tl.constexpr):
+    """Into how many each tile of so many blocks is cut, if so many of all are ahead of it."""
+    if RUNS:
+        return (ahead + blocks - 1) * runs // total - ahead * runs // total + 1
+    else:  # noqa: RET505 - a branch of a constexpr
+        return tl.maximum(1, (2 * blocks + share) // (2 * share))
 
 
 def schedule(

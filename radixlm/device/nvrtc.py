@@ -74,10 +74,15 @@ class TensorMap(ctypes.Structure):
 
 
 @functools.lru_cache(maxsize=4096)
-def tensor_map(address: int, dtype: torch.dtype, sizes: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
-    """The map of a contiguous 16-bit tensor, sizes and box from the innermost dimension on; boxes land with 128-byte swizzle."""
+def tensor_map(
+    address: int, dtype: torch.dtype, sizes: tuple[int, ...], box: tuple[int, ...], steps: tuple[int, ...] = ()
+) -> TensorMap:
+    """The map of a 16-bit tensor, sizes and box from the innermost dimension on; boxes land with 128-byte swizzle.
+
+    `steps`: elements between neighbours of each dimension but the innermost one; without them the tensor is contiguous.
+    """
     array, rank, result = ctypes.c_uint64 * len(sizes), len(sizes), _aligned_map()
-    steps = [2 * math.prod(sizes[: i + 1]) for i in range(rank - 1)]
+    steps = tuple(2 * step for step in steps or (math.prod(sizes[: i + 1]) for i in range(rank - 1)))
     kind = {torch.float16: 6, torch.bfloat16: 9}[dtype]
     shape = (array(*sizes), array(*steps), (ctypes.c_uint32 * rank)(*box), (ctypes.c_uint32 * rank)(*[1] * rank))
     status = _driver().cuTensorMapEncodeTiled(

@@ -1,4 +1,4 @@
-"""Products for Hopper cards in CUDA C++ (`hopper_linear.cu`): weights in 16 bits, any number of rows, silu(gate) * up inside."""
+"""Products for Hopper cards in CUDA C++ (`hopper_few.cu`, `hopper_many.cu`): weights in 16 bits, silu(gate) * up inside."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 
-from radixlm.device.nvrtc import Function, compile_source, has_compiler, tensor_map
+from radixlm.device.nvrtc import Function, TensorMap, compile_source, has_compiler, tensor_map
 from radixlm.ops.triton_launch import num_processors
 
 _SLAB = 64  # columns that lie together
-_THREADS = 288
+_SHARED_BYTES = 227 << 10  # that a program can have
 _MAX_SPLIT = 8  # programs that a cluster holds on any card
+_MANY_ROWS = 128  # of a tile
 
 
 class _Arguments(ctypes.Structure):
-    """As in the source."""
+    """As in the sources."""
 
     _fields_ = (
         ("y", ctypes.c_void_p),
@@ -30,40 +31,41 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How the product is cut; see the source for what each is."""
+    """How the product is cut; see the sources for what each is."""
 
-    tile_rows: int
+    rows: int  # at most; 0: any number, by `hopper_many.cu`
     tile_out: int
-    stages: int
     slabs: int = 1
     split: int = 1
-    multicast: int = 1
 
     def suits(self, weight: torch.Tensor, *, gated: bool) -> bool:
         """Whether a weight of this shape divides into tiles."""
         outputs = self.tile_out // 2 if gated else self.tile_out
         out = weight.shape[0] // 2 if gated else weight.shape[0]
-        quads = self.tile_out * (self.tile_rows // 64) // (32 if gated else 16)  # as in the source
-        if quads % (4 if self.split == 1 else self.split) or self.split > _MAX_SPLIT:
-            return False
         stages, rest = divmod(weight.shape[1], _SLAB * self.slabs * self.split)
-        return (
-            out % outputs == 0 and rest == 0 and stages >= self.multicast
-        )  # where rows are many one warpgroup is a stage ahead
+        least = 1 if self.rows else 2  # of many rows one warpgroup is a stage ahead
+        if out % outputs or rest or stages < least:
+            return False
+        return self.split <= _MAX_SPLIT and self.rows % (8 * self.split) == 0
+
+    @property
+    def cluster(self) -> int:
+        """Programs of a cluster."""
+        return self.split if self.rows else 2
 
     @property
     def _stage_bytes(self) -> int:
-        return (self.tile_rows + self.tile_out) * 2 * _SLAB * self.slabs
+        return ((self.rows or _MANY_ROWS) + self.tile_out) * 2 * _SLAB * self.slabs
+
+    @property
+    def stages(self) -> int:
+        """As many as fit beside room to align them and a barrier."""
+        return (_SHARED_BYTES - 1024 - 8) // (self._stage_bytes + 16)
 
     @property
     def shared_bytes(self) -> int:
-        """Stages, room to align them, and barriers."""
-        return self.stages * self._stage_bytes + 1024 + 16 * self.stages + 8
-
-    def part(self, *, gated: bool) -> int:
-        """Weight rows that are fetched at once."""
-        whole = self.multicast == 1 and not gated
-        return self.tile_out if whole else self.tile_out // (4 if self.tile_rows == 64 else 2)
+        """Of all stages with their barriers."""
+        return self.stages * (self._stage_bytes + 16) + 1024 + 8
 
 
 def works(device: torch.device) -> bool:
@@ -76,18 +78,28 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: 
     rows, depth = x.shape
     out = weight.shape[0] // 2 if gated else weight.shape[0]
     y = torch.empty((rows, out), dtype=x.dtype, device=x.device)
-    row_tiles, out_tiles = -(-rows // variant.tile_rows), weight.shape[0] // variant.tile_out
-    programs = -(-row_tiles // variant.multicast) * variant.multicast * out_tiles * variant.split
+    tile_rows = variant.rows or _MANY_ROWS
+    row_tiles, out_tiles, fetched = -(-rows // tile_rows), len(weight) // variant.tile_out, min(rows, tile_rows)
+    programs = -(-row_tiles // 2) * 2 * out_tiles if not variant.rows else out_tiles * variant.split
     if variant.split == 1:
-        programs = min(programs, num_processors(x.device) // variant.multicast * variant.multicast)
-    fetched = min(rows, variant.tile_rows)
+        programs = min(programs, num_processors(x.device) // variant.cluster * variant.cluster)
     maps = (
         tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, fetched)),
-        tensor_map(weight.data_ptr(), weight.dtype, (depth, len(weight)), (_SLAB, variant.part(gated=gated))),
+        _weight_map(weight, variant, gated=gated),
     )
     arguments = _Arguments(y.data_ptr(), rows, fetched, out, depth // (_SLAB * variant.slabs), row_tiles, out_tiles)
     kernel(variant, x.dtype, gated=gated).launch(programs, arguments, *maps)
     return y
+
+
+def _weight_map(weight: torch.Tensor, variant: Variant, *, gated: bool) -> TensorMap:
+    (out, depth), address = weight.shape, weight.data_ptr()
+    if not variant.rows:
+        return tensor_map(address, weight.dtype, (depth, out), (_SLAB, variant.tile_out // 2))
+    if not gated:
+        return tensor_map(address, weight.dtype, (depth, out), (_SLAB, variant.tile_out))
+    box, steps = (_SLAB, 8, 2, variant.tile_out // 16), (depth, depth * out // 2, depth * 8)
+    return tensor_map(address, weight.dtype, (depth, 8, 2, out // 16), box, steps)
 
 
 def load(variants: Iterable[Variant], dtype: torch.dtype, *, gated: bool) -> None:
@@ -102,20 +114,15 @@ def load(variants: Iterable[Variant], dtype: torch.dtype, *, gated: bool) -> Non
 @functools.cache
 def kernel(variant: Variant, dtype: torch.dtype, *, gated: bool) -> Function:
     """Compiled when it is first asked for."""
-    image, cluster = _image(variant, dtype, gated), variant.split * variant.multicast
-    return Function(image, "multiply_tiles", _THREADS, variant.shared_bytes, cluster=cluster)
+    threads = 32 + (2 * variant.tile_out if variant.rows else 256)
+    image = _image(variant, dtype, gated)
+    return Function(image, "multiply_tiles", threads, variant.shared_bytes, cluster=variant.cluster)
 
 
 @functools.cache
 def _image(variant: Variant, dtype: torch.dtype, gated: bool) -> bytes:
-    macros = {
-        "HALF": int(dtype == torch.float16),
-        "TILE_ROWS": variant.tile_rows,
-        "TILE_OUT": variant.tile_out,
-        "STAGES": variant.stages,
-        "SLABS": variant.slabs,
-        "SPLIT": variant.split,
-        "MULTICAST": variant.multicast,
-        "GATED": int(gated),
-    }
-    return compile_source(Path(__file__).with_suffix(".cu"), macros)
+    macros = {"HALF": int(dtype == torch.float16), "STAGES": variant.stages, "GATED": int(gated)}
+    if variant.rows:
+        macros |= {"ROWS": variant.rows, "TILE_OUT": variant.tile_out, "SLABS": variant.slabs, "SPLIT": variant.split}
+    source = "hopper_few.cu" if variant.rows else "hopper_many.cu"
+    return compile_source(Path(__file__).with_name(source), macros)

@@ -31,6 +31,6 @@ def suits(weight: torch.Tensor, kernel: Kernel, rows: int, *, gated: bool) -> bo
     if isinstance(kernel, Tiling):
         return rows == 1 and kernel.fits(*weight.shape)
     if isinstance(kernel, Variant):
-        fits = kernel.suits(weight, gated=gated) and (kernel.split == 1 or rows <= kernel.tile_rows)
+        fits = kernel.suits(weight, gated=gated) and (not kernel.rows or rows <= kernel.rows)
         return fits and hopper_linear.works(weight.device)
     return kernel is None or cublaslt.suits(Shape(weight.dtype, rows, *weight.shape), kernel)

@@ -51,18 +51,21 @@ MARGIN = 0.98
 VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), (2, 2048, 4), (1, 4096, 4)))
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
+FEW_ROWS = 256
+"""Up to so many rows `hopper_linear` multiplies exactly as many, in eights, by kernels of their own."""
+
 VARIANTS = {
-    64: (Variant(64, 128, 8), Variant(64, 96, 5, 2), Variant(64, 64, 6, 2)),
-    128: (Variant(128, 128, 6), Variant(128, 64, 4, 2)),
-    2048: (Variant(128, 256, 4, multicast=2),),
-}
+    rows: (Variant(rows, 128), Variant(rows, 64, slabs=2 if rows <= 96 else 1))
+    for rows in ROW_BLOCKS
+    if 1 < rows <= FEW_ROWS
+} | {2048: (Variant(0, 256),)}
 """The same for `hopper_linear`, for row counts up to the key. Few tiles are split; of several that one is taken which then gives
 most programs, up to one a multiprocessor, and of equal ones that which is split least."""
 
 MIN_PROGRAMS = 96
 """Of a product in few rows: fewer do not draw the memory's whole bandwidth. (`down` of 50 rows: 64 programs 35 us, 128 28 us.)"""
 
-COMPANY_ROWS, COMPANY = 128, 1.15
+COMPANY = {128: 1.15, 224: 1.05}
 """In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
 read ahead, which the library's kernels neither do nor allow (a step of 50 rows: 7.08 ms with our own only, 7.48 with the
 library's only, 7.5 to 7.7 with one of ours among the library's)."""
@@ -144,14 +147,14 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     own_kernels = VECTORS if rows == 1 else (choose_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest((None, *_algorithms(weights[0], rows)))[1]
-    own, company = fastest(own_kernels), COMPANY if rows <= COMPANY_ROWS else 1.0
-    library = fastest((None, *(_algorithms(weights[0], rows) if rows > COMPANY_ROWS else ())))
+    own, company = fastest(own_kernels), next((factor for upto, factor in COMPANY.items() if rows <= upto), 1.0)
+    library = fastest((None, *(_algorithms(weights[0], rows) if rows > min(COMPANY) else ())))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
 def choose_variant(weight: torch.Tensor, rows: int, *, gated: bool) -> Variant:
     """The one of VARIANTS for so many rows, and how its tiles are split."""
-    least, most = MIN_PROGRAMS if rows <= COMPANY_ROWS else 1, num_processors(weight.device)
+    least, most = MIN_PROGRAMS if rows <= FEW_ROWS else 1, num_processors(weight.device)
 
     def split(variant: Variant) -> Variant:
         twice = replace(variant, split=2 * variant.split)
