@@ -33,7 +33,7 @@ class _Arguments(ctypes.Structure):
 class Variant:
     """How the product is cut; see the sources for what each is."""
 
-    rows: int  # at most; 0: any number, by `hopper_many.cu`
+    rows: int  # at most; 0: any number, by `hopper_many.cu`, if gated
     tile_out: int
     slabs: int = 1
     split: int = 1
@@ -43,10 +43,11 @@ class Variant:
         outputs = self.tile_out // 2 if gated else self.tile_out
         out = weight.shape[0] // 2 if gated else weight.shape[0]
         stages, rest = divmod(weight.shape[1], _SLAB * self.slabs * self.split)
-        least = 1 if self.rows else 2  # of many rows one warpgroup is a stage ahead
-        if out % outputs or rest or stages < least:
+        if out % outputs or rest:
             return False
-        return self.split <= _MAX_SPLIT and self.rows % (8 * self.split) == 0
+        if not self.rows:
+            return gated and stages >= 2  # one warpgroup is a stage ahead
+        return stages > 0 and self.split <= _MAX_SPLIT and self.rows % (8 * self.split) == 0
 
     @property
     def cluster(self) -> int:
@@ -121,8 +122,9 @@ def kernel(variant: Variant, dtype: torch.dtype, *, gated: bool) -> Function:
 
 @functools.cache
 def _image(variant: Variant, dtype: torch.dtype, gated: bool) -> bytes:
-    macros = {"HALF": int(dtype == torch.float16), "STAGES": variant.stages, "GATED": int(gated)}
+    macros = {"HALF": int(dtype == torch.float16), "STAGES": variant.stages}
     if variant.rows:
-        macros |= {"ROWS": variant.rows, "TILE_OUT": variant.tile_out, "SLABS": variant.slabs, "SPLIT": variant.split}
+        cut = {"ROWS": variant.rows, "TILE_OUT": variant.tile_out, "SLABS": variant.slabs, "SPLIT": variant.split}
+        macros |= cut | {"GATED": int(gated)}
     source = "hopper_few.cu" if variant.rows else "hopper_many.cu"
     return compile_source(Path(__file__).with_name(source), macros)

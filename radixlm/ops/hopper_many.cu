@@ -1,16 +1,15 @@
-// Products of many rows for Hopper cards: y [rows, out] = x [rows, in] @ weight [out, in].T, with silu(gate) * up as an option.
+// Gated products of many rows for Hopper cards: y [rows, out] = silu(x @ gates.T) * (x @ ups.T), with x [rows, in] and a weight
+// [2 * out, in] of gates and as many ups. (Plain ones the library multiplies as fast, and adds the residual.)
 //
 // The time is arithmetic. One warp fetches tiles of x and of the weight with the copy engine, two warpgroups multiply 64 rows of
 // x each, and two programs of a cluster compute neighbouring rows and share each tile of the weight.
 //
-// Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), STAGES (of 64 columns, at least two), GATED
-// (gate rows of the weight, then as many up).
+// Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), STAGES (of 64 columns, at least two).
 
 constexpr int SLAB = 64, TILE_ROWS = 128, TILE_OUT = 256, CLUSTER = 2;  // columns of a stage, 128 bytes a row; rows of x; of the weight
-constexpr int PART = TILE_OUT / CLUSTER, NUM = TILE_OUT / 2;            // weight rows that a program fetches for both; sums of a thread
+constexpr int OUTPUTS = TILE_OUT / 2, NUM = TILE_OUT / 2;               // of a tile: gates, or ups, that a program fetches for both; sums of a thread
 constexpr int X_BYTES = TILE_ROWS * 128, WEIGHT_BYTES = TILE_OUT * 128, STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
-constexpr int OUTPUTS = GATED ? TILE_OUT / 2 : TILE_OUT;                // of a tile
-constexpr int QUADS = GATED ? NUM / 8 : NUM / 4;                        // results of one thread, four at a time
+constexpr int QUADS = NUM / 8;                                          // results of one thread, four at a time
 
 struct Barriers {
     u64 full[STAGES], empty[STAGES];
@@ -49,9 +48,8 @@ struct Work {
 };
 
 __device__ inline void fetch_weight(const Arguments &a, const TensorMap *map, int out_tile, int block, u32 to, u64 *full, u32 rank) {
-    const int row = out_tile * OUTPUTS + rank * (GATED ? a.out : PART);
     barrier_expect(full, a.fetched * 128 + WEIGHT_BYTES);
-    fetch_for_both(map, block * SLAB, row, to + X_BYTES + rank * PART * 128, full);
+    fetch_for_both(map, block * SLAB, out_tile * OUTPUTS + rank * a.out, to + X_BYTES + rank * OUTPUTS * 128, full);
 }
 
 __device__ inline void fetch_all(
@@ -104,8 +102,7 @@ struct Place {
 
 // Two neighbouring results of one row, of the sums at `i` of each four.
 template <int i> __device__ inline u32 result(const float4 &sum, const float4 &up) {
-    const float s0 = i ? sum.z : sum.x, s1 = i ? sum.w : sum.y;
-    return GATED ? gate(s0, s1, i ? up.z : up.x, i ? up.w : up.y) : pack(s0, s1);
+    return i ? gate(sum.z, sum.w, up.z, up.w) : gate(sum.x, sum.y, up.x, up.y);
 }
 
 __device__ inline float4 quad(const float (&acc)[NUM], int i) { return make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]); }
@@ -128,7 +125,7 @@ template <int r> __device__ inline void store_row(const Arguments &a, int row, i
     for (int i = 0; i < QUADS; i += 4) {
         u32 x[4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) x[j] = result<r>(quad(acc, i + j), quad(acc, GATED ? i + j + QUADS : i + j));
+        for (int j = 0; j < 4; j++) x[j] = result<r>(quad(acc, i + j), quad(acc, i + j + QUADS));
         transpose(x, lane);
         if (row < a.rows) *(uint4 *)(a.y + (u64)row * a.out + column + 8 * (i + (lane & 3))) = make_uint4(x[0], x[1], x[2], x[3]);
     }
