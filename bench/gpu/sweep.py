@@ -25,10 +25,10 @@ VARIANTS = {
         Variant(16, *blocks)
         for blocks in (
             (32, 1, 4),
-            (32, 1, 3),
             (32, 1, 5),
             (64, 1, 3),
             (64, 2, 3),
+            (64, 4, 3),
             (128, 4, 3),
         )
     ],
@@ -55,8 +55,12 @@ CASES = {
         "20 x 512": shapes.decode(20, 512),
         "50 x 512": shapes.decode(50, 512),
         "50 x 180..750": shapes.ragged(50, 180, 750),
+        "80 x 512": shapes.decode(80, 512),
+        "144 x 512": shapes.decode(144, 512),
         "256 x 512": shapes.decode(256, 512),
+        "128 x 100..1900": shapes.ragged(128, 100, 1900),
         "256 x 100..1500": shapes.ragged(256, 100, 1500),
+        "28 x 8000": shapes.decode(28, 8000),
         "32 x 8000": shapes.decode(32, 8000),
     },
     "long": {

@@ -81,13 +81,10 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: 
     y = torch.empty((rows, out), dtype=x.dtype, device=x.device)
     tile_rows = variant.rows or _MANY_ROWS
     row_tiles, out_tiles, fetched = -(-rows // tile_rows), len(weight) // variant.tile_out, min(rows, tile_rows)
-    programs = -(-row_tiles // 2) * 2 * out_tiles if not variant.rows else out_tiles * variant.split
+    programs = out_tiles * (variant.split if variant.rows else 2 * -(-row_tiles // 2))
     if variant.split == 1:
         programs = min(programs, num_processors(x.device) // variant.cluster * variant.cluster)
-    maps = (
-        tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, fetched)),
-        _weight_map(weight, variant, gated=gated),
-    )
+    maps = tensor_map(x.data_ptr(), x.dtype, (depth, rows), (_SLAB, fetched)), _weight_map(weight, variant, gated=gated)
     arguments = _Arguments(y.data_ptr(), rows, fetched, out, depth // (_SLAB * variant.slabs), row_tiles, out_tiles)
     kernel(variant, x.dtype, gated=gated).launch(programs, arguments, *maps)
     return y

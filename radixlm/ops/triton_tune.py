@@ -146,9 +146,9 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
 
     own_kernels = VECTORS if rows == 1 else (choose_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
-        return fastest((None, *_algorithms(weights[0], rows)))[1]
+        return fastest(_library(weights[0], rows))[1]
     own, company = fastest(own_kernels), next((factor for upto, factor in COMPANY.items() if rows <= upto), 1.0)
-    library = fastest((None, *(_algorithms(weights[0], rows) if rows > min(COMPANY) else ())))
+    library = fastest(_library(weights[0], rows) if rows > min(COMPANY) else (None,))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
 
@@ -171,11 +171,14 @@ def _programs(weight: torch.Tensor, variant: Variant) -> int:
     return weight.shape[0] // variant.tile_out * variant.split
 
 
-def _algorithms(weight: torch.Tensor, rows: int) -> Iterable[bytes]:
+def _library(weight: torch.Tensor, rows: int) -> Iterable[Kernel]:
+    """What it picks, and what it offers; of many rows the latter only, since it adds a residual by these (`Ops.linear_norm`)."""
     if not cublaslt.version():
-        return ()
-    shapes = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in _NEIGHBOURS)
-    return dict.fromkeys(offer for shape in shapes for offer in cublaslt.offers(shape))
+        return (None,)
+    asked, *near = (Shape(weight.dtype, max(1, int(part * rows)), *weight.shape) for part in (1.0, *_NEIGHBOURS))
+    offers = dict.fromkeys(offer for shape in near for offer in cublaslt.offers(shape))
+    usable = [offer for offer in offers if cublaslt.suits(asked, offer)]
+    return usable if usable and rows > MIDDLE else (None, *usable)
 
 
 def time_us(compute: Callable[[_T], object], weights: Sequence[_T], ms: float = 0.0) -> float:

@@ -149,6 +149,22 @@ def test_tiles_make_one_program_a_multiprocessor(
     assert (variant.tile_out, variant.split) == (tile_out, split)
 
 
+@pytest.mark.parametrize(
+    ("rows", "suiting", "expected"),
+    [(96, b"abc", [None, b"a", b"b", b"c"]), (2048, b"bc", [b"b", b"c"]), (2048, b"", [None])],
+)
+def test_many_rows_go_to_an_algorithm_by_name_if_one_suits(
+    rows: int, suiting: bytes, expected: list[bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_tune.cublaslt, "version", lambda: 1)
+    monkeypatch.setattr(triton_tune.cublaslt, "offers", lambda shape: [b"a", b"b"] if shape.rows == rows else [b"c"])
+    monkeypatch.setattr(
+        triton_tune.cublaslt, "suits", lambda shape, algorithm: shape.rows == rows and algorithm in suiting
+    )
+    found = list(triton_tune._library(torch.empty((64, 64), device="meta"), rows))
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+
+
 @pytest.mark.skipif(not hopper_linear.works(DEVICE), reason="the kernel is for Hopper cards")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("variant", "gated"), VARIANTS)
