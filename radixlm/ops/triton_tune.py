@@ -65,10 +65,11 @@ most programs, up to one a multiprocessor, and of equal ones that which is split
 MIN_PROGRAMS = 96
 """Of a product in few rows: fewer do not draw the memory's whole bandwidth. (`down` of 50 rows: 64 programs 35 us, 128 28 us.)"""
 
-COMPANY = {128: 1.15, 224: 1.05}
-"""In steps of so few rows our own may take this much longer than the library when measured alone: one after the other they
-read ahead, which the library's kernels neither do nor allow (a step of 50 rows: 7.08 ms with our own only, 7.48 with the
-library's only, 7.5 to 7.7 with one of ours among the library's)."""
+COMPANY = {128: 1.15, 224: 1.05, FEW_ROWS: 1.0, 2048: 1.04}
+"""In steps of up to so many rows our own may take this much longer than the library when measured alone. Few rows: one after the
+other ours read ahead, which the library's kernels neither do nor allow (a step of 50 rows: 7.08 ms with our own only, 7.48 with
+the library's only, 7.5 to 7.7 with one of ours among the library's). Many: a card that has been at its power limit for a while
+slows down the library's more (`gate_up` of 2,048 rows: from 3 % less time to 2 % more)."""
 
 UNTUNED: Choice = (None,) * len(ROW_BLOCKS)
 """Taken where nothing can be measured: on a CPU, in Triton's interpreter."""
@@ -147,7 +148,7 @@ def _fastest(weights: list[torch.Tensor], rows: int, *, gated: bool) -> Kernel:
     own_kernels = VECTORS if rows == 1 else (choose_variant(weights[0], rows, gated=gated),)
     if not any(suits(weights[0], kernel, rows, gated=gated) for kernel in own_kernels):
         return fastest(_library(weights[0], rows))[1]
-    own, company = fastest(own_kernels), next((factor for upto, factor in COMPANY.items() if rows <= upto), 1.0)
+    own, company = fastest(own_kernels), next(factor for upto, factor in COMPANY.items() if rows <= upto)
     library = fastest(_library(weights[0], rows) if rows > min(COMPANY) else (None,))
     return min(library, (own[0] / company, own[1]), key=lambda timed: timed[0])[1]
 
