@@ -4,7 +4,7 @@
 // them the other exponentiates, and within one the scores of the next keys run beside the values of the last ones (the
 // schedule of FlashAttention-3, Shah et al., 2024). Keys are gathered cell by cell, so any page size is served; where 32 of
 // them lie in a row, as those of a prompt mostly do, the copy engine fetches them at once. A program takes its next item when it
-// has fetched the last one, longest first, so that all end together.
+// has fetched the last one, those of prompts begun before first (they are the longest mostly), so that all end together.
 //
 // Compiled at run time by hopper.py, which also says what the arguments are. Macros: KV_HEADS, GROUP (query heads per KV head),
 // HALF (1: float16, 0: bfloat16).

@@ -1,7 +1,7 @@
 """The attention kernel: flash attention of one item at a time over the paged pool, for long chunks and decode rows alike.
 
 The query heads that share a KV head are rows of one matrix, so keys and values are read once per group. Programs go
-through the items round robin; the last one to finish a tile's splits adds them up, in a fixed order.
+through the items round robin, or each through a run of them; the last one to finish a tile's splits adds them up, in a fixed order.
 """
 
 # Kernels take their buffers, strides and sizes one by one, are one stretch of arithmetic, and no ordinary Python to a type checker.

@@ -1,7 +1,7 @@
 """Which program computes which part of a step's attention, decided on the device from the chunks alone.
 
 The queries of a chunk are cut into tiles, and a tile's keys into splits; a split of a tile is an item. Where each chunk is
-one tile, the keys of all of them in a row are divided evenly: every program of a KV head has a run of them, which may end one
+one tile, the keys of all of them in a row are divided evenly: a program of a KV head has a run of them, which may end one
 tile and begin the next. Else a tile has as many equal splits as fill the device, and programs take items in turn. The launch
 grids depend on shapes only, never on lengths, so a captured graph serves any lengths.
 """
@@ -82,7 +82,7 @@ def _schedule_kernel(
     RUNS: 0, or at least target + 1 if keys are divided evenly: of all blocks in a row, block x is in run x * runs // total.
     """
     await_previous(OVERLAP)  # and releases nobody: the plan is complete before any kernel after it starts
-    # The last chunks first: of prompts those begun before, which have more keys than newcomers. Long items should not start last.
+    # The last chunks first: prompts begun before mostly have more keys than newcomers, and long items should not start last.
     chunk, real = chunks - 1 - tl.arange(0, CHUNKS), tl.arange(0, CHUNKS) < chunks
     length, start = tl.load(lengths + chunk, mask=real, other=0), tl.load(starts + chunk, mask=real, other=0)
     skipped = tl.load(lows + chunk, mask=real, other=0) if LOWS else tl.zeros_like(start)
@@ -163,11 +163,9 @@ def _measure(
 
 @triton.jit
 def _splits(ahead, blocks, total, runs, share, RUNS: tl.constexpr):
-    """Into how many each tile of so many blocks is cut, if so many of all are ahead of it."""
-    if RUNS:
-        return (ahead + blocks - 1) * runs // total - ahead * runs // total + 1
-    else:  # noqa: RET505 - a branch of a constexpr
-        return tl.maximum(1, (2 * blocks + share) // (2 * share))
+    """Into how many each tile of so many blocks is cut, if so many of all are ahead of it; 1 if it has none."""
+    evenly = (ahead + blocks - 1) * runs // total - ahead * runs // total + 1
+    return tl.maximum(1, evenly if RUNS else (2 * blocks + share) // (2 * share))
 
 
 def schedule(

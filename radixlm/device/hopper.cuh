@@ -18,13 +18,6 @@ __device__ inline void barrier_arrive(u64 *barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// In a program of the cluster, which may be this one. Nothing was written, so nothing need be made visible (which would cost much).
-__device__ inline void barrier_arrive_at(u64 *barrier, u32 program) {
-    asm volatile(
-        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)), "r"(program) : "memory");
-}
-
 __device__ inline void barrier_expect(u64 *barrier, u32 bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }

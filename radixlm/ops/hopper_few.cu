@@ -1,6 +1,7 @@
 // Products of few rows for Hopper cards: y [rows, out] = x [rows, in] @ weight [out, in].T, with silu(gate) * up as an option.
 //
-// The tensor cores take one operand by 64 rows, the other by eights: here that is x, so 144 rows cost as much as 144. One warp
+// The tensor cores take one operand by 64 rows, the other by eights: here that is x, so 144 rows cost as much as 160 where there is a
+// kernel for every 32. One warp
 // fetches tiles of x and of the weight with the copy engine, each warpgroup multiplies 64 rows of the weight. Mostly the time is
 // that of reading the weight, so its first tiles are under way while the kernels before still run (programmatic dependent launch),
 // and SPLIT programs of a cluster share the columns of a tile and add up through each other's shared memory.

@@ -77,6 +77,7 @@ def works(device: torch.device) -> bool:
 def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: bool = False) -> torch.Tensor:  # hot
     """x [rows, in] @ weight [out, in].T -> [rows, out]; if gated, silu(first half of the outputs) * second half."""
     rows, depth = x.shape
+    assert not variant.rows or rows <= variant.rows, "more rows than it multiplies"
     out = weight.shape[0] // 2 if gated else weight.shape[0]
     y = torch.empty((rows, out), dtype=x.dtype, device=x.device)
     tile_rows = variant.rows or _MANY_ROWS
@@ -92,10 +93,8 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, variant: Variant, *, gated: 
 
 def _weight_map(weight: torch.Tensor, variant: Variant, *, gated: bool) -> TensorMap:
     (out, depth), address = weight.shape, weight.data_ptr()
-    if not variant.rows:
-        return tensor_map(address, weight.dtype, (depth, out), (_SLAB, variant.tile_out // 2))
-    if not gated:
-        return tensor_map(address, weight.dtype, (depth, out), (_SLAB, variant.tile_out))
+    if not (variant.rows and gated):
+        return tensor_map(address, weight.dtype, (depth, out), (_SLAB, variant.tile_out // (1 if variant.rows else 2)))
     box, steps = (_SLAB, 8, 2, variant.tile_out // 16), (depth, depth * out // 2, depth * 8)
     return tensor_map(address, weight.dtype, (depth, 8, 2, out // 16), box, steps)
 

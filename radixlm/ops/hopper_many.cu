@@ -20,6 +20,13 @@ struct Arguments {
     int rows, fetched, out, blocks, row_tiles, out_tiles;  // fetched: rows of x in a tile; out: of y; blocks: stages of all columns
 };
 
+// In a program of the cluster, which may be this one. Nothing was written, so nothing need be made visible (which would cost much).
+__device__ inline void barrier_arrive_at(u64 *barrier, u32 program) {
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)), "r"(program) : "memory");
+}
+
 // ---- fetching
 
 __device__ inline void fetch(const TensorMap *map, int column, int row, u32 to, u64 *full) {

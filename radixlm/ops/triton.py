@@ -49,7 +49,7 @@ class TritonOps:
     def gated(self, x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:  # hot
         """x [tokens, in] -> [tokens, n]; weight [2 * n, in]. One kernel where that is faster."""
         kernel = weight.kernel(len(x))
-        if isinstance(kernel, Variant):
+        if isinstance(kernel, Variant) and weight.bias is None:
             return hopper_linear.multiply(x, weight.weight, kernel, gated=True)
         return self.silu_mul(self.linear(x, weight))
 

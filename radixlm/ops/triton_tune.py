@@ -52,14 +52,14 @@ VECTORS = tuple(Tiling(out, size, warps) for out, size, warps in ((4, 2048, 8), 
 """The winners of `bench.gpu.sweep` on an H200: each is compiled and timed for every new shape, so there are few."""
 
 FEW_ROWS = 256
-"""Up to so many rows `hopper_linear` multiplies exactly as many, in eights, by kernels of their own."""
+"""Up to so many rows `hopper_linear` has a kernel for each block of rows."""
 
 VARIANTS = {
     rows: (Variant(rows, 128), Variant(rows, 64, slabs=2 if rows <= 96 else 1))
     for rows in ROW_BLOCKS
     if 1 < rows <= FEW_ROWS
 } | {2048: (Variant(0, 256),)}
-"""The same for `hopper_linear`, for row counts up to the key. Few tiles are split; of several that one is taken which then gives
+"""The winners for `hopper_linear`, for row counts up to the key. Few tiles are split; of several that one is taken which then gives
 most programs, up to one a multiprocessor, and of equal ones that which is split least."""
 
 MIN_PROGRAMS = 96
@@ -208,7 +208,7 @@ def tuning_file(device: torch.device) -> Path:
     """Where the choices of this device are kept. A new Triton, library or set of candidates makes a new file."""
     root = os.environ.get("RADIXLM_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     own = (ROW_BLOCKS, VECTORS, VARIANTS, COMPANY, MIN_PROGRAMS)
-    candidates = zlib.crc32(repr((own, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
+    candidates = zlib.crc32(repr((own, MIDDLE, MARGIN, _NEIGHBOURS, HEAD_BYTES, _LONG_MS)).encode())
     versions = f"triton {triton.__version__} cublaslt {cublaslt.version()}"
     name = f"{torch.cuda.get_device_name(device)} {versions} {candidates:08x}"
     return Path(root).expanduser() / "radixlm" / "tuning" / f"{name.replace(' ', '_')}.json"

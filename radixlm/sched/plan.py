@@ -43,7 +43,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Row i of the chunk arrays is one chunk: first the decode chunks, then the others, each in admission order."""
+    """Row i of the chunk arrays is one chunk: first the decode chunks, then newcomers, prompts begun before and proposals."""
 
     index: int
     slots: IntArray  # int32 [chunks]

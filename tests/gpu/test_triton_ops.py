@@ -189,6 +189,14 @@ def test_a_gated_product_is_the_gated_product(dtype: torch.dtype, rows: int, col
     assert relative_error(OPS.gated(x, OPS.pack(weight, None, gated=True)), expected) < tolerance(dtype)
 
 
+def test_a_gated_product_has_its_bias_whatever_kernel_is_chosen() -> None:
+    dtype = torch.bfloat16
+    x, weight, bias = normal(40, 128, dtype=dtype), normal(512, 128, dtype=dtype) / 16, normal(512, dtype=dtype)
+    packed = TritonWeight(weight, bias, (Variant(64, 128),) * len(triton_tune.ROW_BLOCKS))
+    expected = ORACLE.silu_mul(x.float() @ weight.float().T + bias.float())
+    assert relative_error(OPS.gated(x, packed), expected) < tolerance(dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "outs", "size"), [(1, 100, 70), (70, 200, 130)])
 @pytest.mark.parametrize("with_bias", [False, True])
