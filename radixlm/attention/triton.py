@@ -36,7 +36,7 @@ _MANY_CHUNKS, _MANY_TOKENS = 17, 512
 _ANY = (1 << 31) - 1
 _HOPPER_ITEMS = 1  # per program, where chunks are long enough to be split: parts cost more than even loads gain
 _SETTINGS = {FEW: (1, 2), MANY: (1, 4), LONG: (4, 1), LONGEST: (1, 3)}
-"""Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`."""
+"""Smallest split in blocks, and programs per multiprocessor. Measured on an H200 by `bench.gpu.sweep`, LONG beside decode rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,7 @@ def make_kind(shape: AttentionShape, keys: torch.Tensor, variant: Variant, limit
     workspace = _workspace((cut.max_parts, shape.num_kv_heads), (rows, next_power(shape.head_dim)), device)
     variant = replace(variant, rows=rows)
     return Kind(
-        cut,
-        {window: Kernel(shape, variant, window, programs, cut.even, workspace) for window in sorted(set(shape.window))},
+        cut, {window: Kernel(shape, variant, window, programs, workspace) for window in sorted(set(shape.window))}
     )
 
 

@@ -238,8 +238,7 @@ class Kernel:
     shape: AttentionShape
     variant: Variant
     window: int
-    programs: int
-    even: bool  # items by runs: then `programs` is runs times KV heads
+    programs: int  # where keys are divided evenly, runs times KV heads
     workspace: Workspace
 
     @property
@@ -271,6 +270,6 @@ class Kernel:
             workspace.sums, workspace.stats, workspace.counters, self.scale, shape.softcap * _LOG2_E,
             shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim, next_power(shape.head_dim), pages.size,
             variant.rows, variant.block, self.window, shape.softcap > 0, members is not None, logs is not None,
-            self.even, variant.num_stages, order, len(q) > 1,
+            len(items.firsts) > 0, variant.num_stages, order, len(q) > 1,
             num_warps=variant.num_warps, maxnreg=variant.max_registers, **launch_options(q.device),
         )  # fmt: skip

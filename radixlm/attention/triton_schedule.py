@@ -59,7 +59,7 @@ class Cut:
 @dataclass(frozen=True, slots=True)
 class Items:
     """One kind's items of one step, int32 on the device: records [capacity, FIELDS], their number [1], and where keys are
-    divided evenly the first item of each run and the number of items again [target + 1].
+    divided evenly (else nothing) the first item of each run and the number of items again [target + 1].
     """
 
     records: torch.Tensor

@@ -18,6 +18,13 @@ __device__ inline void barrier_arrive(u64 *barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// In a program of the cluster, which may be this one. Nothing was written, so nothing need be made visible (which would cost much).
+__device__ inline void barrier_arrive_at(u64 *barrier, u32 program) {
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)), "r"(program) : "memory");
+}
+
 __device__ inline void barrier_expect(u64 *barrier, u32 bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
@@ -91,3 +98,39 @@ __device__ inline u32 gate(float gate0, float gate1, float up0, float up1) {
 // Low words of descriptors are the same for all lanes. This one is of a tile that is read along its rows.
 __device__ inline u32 uniform(u32 x) { return __shfl_sync(0xffffffff, x, 0); }
 __device__ inline u32 along_rows(u32 address) { return uniform(1 << 16 | address >> 4); }
+
+// ---- products of matrices
+
+// The sums are complete from here on, and nothing that uses them is moved before.
+template <int NUM> __device__ inline void settle(float (&d)[NUM]) {
+#pragma unroll
+    for (int i = 0; i < NUM; i += 8) asm volatile("" : D8(d, i)::"memory");
+}
+
+template <int NUM> __device__ inline float4 quad(const float (&acc)[NUM], int i) {
+    return make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+}
+
+// Sums over a tile's columns, stage by stage: `multiply(turn, i)` waits for the tile's stage `i` and starts its product. Once that
+// runs, the stage before is done with: all programs of a cluster (PROGRAMS), into which others may have fetched it, are told.
+template <int RING, int PROGRAMS, int NUM, class Multiply>
+__device__ inline void sum_stages(float (&acc)[NUM], u64 *empty, int lane, int count, u32 &turn, const Multiply &multiply) {
+    const auto release = [&](u32 stage) {
+        if (lane >= PROGRAMS) return;
+        if (PROGRAMS > 1)
+            barrier_arrive_at(&empty[stage], lane);
+        else
+            barrier_arrive(&empty[stage]);
+    };
+    for (int i = 0; i < count; i++, turn++) {
+        multiply(turn, i);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (i) {
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+            release((turn - 1) % RING);
+        }
+    }
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    settle(acc);
+    release((turn - 1) % RING);
+}

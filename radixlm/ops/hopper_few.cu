@@ -104,18 +104,8 @@ PRODUCT(96, "192", "%96", "%97", "%98", "%99", D64(d, 0), D32(d, 64))
 PRODUCT(112, "224", "%112", "%113", "%114", "%115", D64(d, 0), D32(d, 64), D16(d, 96))
 PRODUCT(128, "256", "%128", "%129", "%130", "%131", D64(d, 0), D64(d, 64))
 
-// The sums are complete from here on, and nothing that uses them is moved before.
-__device__ inline void settle(float (&d)[NUM]) {
-#pragma unroll
-    for (int i = 0; i < NUM; i += 8) asm volatile("" : D8(d, i)::"memory");
-}
-
-__device__ inline void release(Barriers *barriers, u32 stage, int lane) {
-    if (lane == 0) barrier_arrive(&barriers->empty[stage]);
-}
-
 __device__ inline void multiply_tile(float (&acc)[NUM], u32 stages, Barriers *barriers, int group, int lane, int count, u32 &turn) {
-    for (int i = 0; i < count; i++, turn++) {
+    sum_stages<STAGES, 1>(acc, barriers->empty, lane, count, turn, [&](u32 turn, int i) {
         const u32 stage = turn % STAGES, at = stages + stage * STAGE_BYTES;
         u32 x = along_rows(at), weight = along_rows(at + SLABS * X_BYTES + group * 64 * 128);
         barrier_wait(&barriers->full[stage], turn / STAGES & 1);
@@ -127,20 +117,10 @@ __device__ inline void multiply_tile(float (&acc)[NUM], u32 stages, Barriers *ba
             multiply<4>(acc, weight, x, 1);
             multiply<6>(acc, weight, x, 1);
         }
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        if (i) {
-            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-            release(barriers, (turn - 1) % STAGES, lane);
-        }
-    }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    settle(acc);
-    release(barriers, (turn - 1) % STAGES, lane);
+    });
 }
 
 // ---- storing. A quad is of two neighbouring rows of x and two rows of the weight, eight apart.
-
-__device__ inline float4 quad(const float (&acc)[NUM], int i) { return make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]); }
 
 __device__ inline u32 transposed(u32 x) {  // of a warp's eight by eight, two neighbours of a row in each lane
     u32 y;

@@ -7,7 +7,7 @@
 // Compiled at run time by hopper_linear.py. Macros: HALF (1: float16, 0: bfloat16), STAGES (of 64 columns, at least two).
 
 constexpr int SLAB = 64, TILE_ROWS = 128, TILE_OUT = 256, CLUSTER = 2;  // columns of a stage, 128 bytes a row; rows of x; of the weight
-constexpr int OUTPUTS = TILE_OUT / 2, NUM = TILE_OUT / 2;               // of a tile: gates, or ups, that a program fetches for both; sums of a thread
+constexpr int OUTPUTS = TILE_OUT / 2, NUM = TILE_OUT / 2;               // gates, or ups, which a program fetches for both; a thread's sums
 constexpr int X_BYTES = TILE_ROWS * 128, WEIGHT_BYTES = TILE_OUT * 128, STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
 constexpr int QUADS = NUM / 8;                                          // results of one thread, four at a time
 
@@ -19,13 +19,6 @@ struct Arguments {
     u16 *y;
     int rows, fetched, out, blocks, row_tiles, out_tiles;  // fetched: rows of x in a tile; out: of y; blocks: stages of all columns
 };
-
-// In a program of the cluster, which may be this one. Nothing was written, so nothing need be made visible (which would cost much).
-__device__ inline void barrier_arrive_at(u64 *barrier, u32 program) {
-    asm volatile(
-        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)), "r"(program) : "memory");
-}
 
 // ---- fetching
 
@@ -89,12 +82,6 @@ template <int SHIFT> __device__ inline void multiply(float (&d)[NUM], u32 x, u32
         : D64(d, 0), D64(d, 64) : "r"(x), "r"(weight), "r"(add), "n"(SHIFT));
 }
 
-// The sums are complete from here on, and nothing that uses them is moved before.
-__device__ inline void settle(float (&d)[NUM]) {
-#pragma unroll
-    for (int i = 0; i < NUM; i += 8) asm volatile("" : D8(d, i)::"memory");
-}
-
 // A thread's place in its tile: rows `row` and `row` + 8, and of each eight columns the two at `column`.
 struct Place {
     int group, row, column;
@@ -111,8 +98,6 @@ struct Place {
 template <int i> __device__ inline u32 result(const float4 &sum, const float4 &up) {
     return i ? gate(sum.z, sum.w, up.z, up.w) : gate(sum.x, sum.y, up.x, up.y);
 }
-
-__device__ inline float4 quad(const float (&acc)[NUM], int i) { return make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]); }
 
 // Four lanes hold two columns each of four groups of eight; afterwards each holds one group whole, in order.
 __device__ inline void transpose(u32 (&x)[4], int lane) {
@@ -143,36 +128,20 @@ __device__ inline void store_tile(const Arguments &a, int row, int column, const
     store_row<1>(a, row + 8, column - lane % 4 * 2, acc, lane);
 }
 
-__device__ inline void multiply_stage(float (&acc)[NUM], u32 x, u32 weight, int add) {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    multiply<0>(acc, x, weight, add);
-    multiply<2>(acc, x, weight, 1);  // 32 bytes on, in units of 16
-    multiply<4>(acc, x, weight, 1);
-    multiply<6>(acc, x, weight, 1);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-__device__ inline void release(Barriers *barriers, u32 stage, int lane) {
-    if (lane < CLUSTER) barrier_arrive_at(&barriers->empty[stage], lane);
-}
-
 // One warpgroup is a stage ahead of the other, so that one still multiplies while the other stores: 1 % of a step of 2,048
 // tokens. Takes two stages.
 __device__ inline void multiply_tile(float (&acc)[NUM], u32 stages, Barriers *barriers, int group, int lane, int blocks, u32 &turn) {
-    for (int i = 0; i < blocks; i++, turn++) {
+    sum_stages<STAGES, CLUSTER>(acc, barriers->empty, lane, blocks, turn, [&](u32 turn, int i) {
         if (turn == 1 - group) asm volatile("bar.sync 1, 256;" ::: "memory");
         const u32 stage = turn % STAGES, at = stages + stage * STAGE_BYTES;
         const u32 x = along_rows(at + group * 64 * 128), weight = along_rows(at + X_BYTES);
         barrier_wait(&barriers->full[stage], turn / STAGES & 1);
-        multiply_stage(acc, x, weight, i);
-        if (i) {
-            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-            release(barriers, (turn - 1) % STAGES, lane);
-        }
-    }
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    settle(acc);
-    release(barriers, (turn - 1) % STAGES, lane);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        multiply<0>(acc, x, weight, i);
+        multiply<2>(acc, x, weight, 1);  // 32 bytes on, in units of 16
+        multiply<4>(acc, x, weight, 1);
+        multiply<6>(acc, x, weight, 1);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(288, 1) multiply_tiles(
