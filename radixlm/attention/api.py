@@ -70,6 +70,9 @@ class KVStore(Protocol):
 class AttentionBackend(Protocol):
     """Causal attention of ragged chunks over the paged pool."""
 
+    replans: bool = False
+    """Whether `plan` takes other chunks in the middle of a step, without `prepare`."""
+
     @property
     def shares(self) -> bool:
         """Whether `Batch.shared` spares this backend anything; if not, nobody need look for it."""

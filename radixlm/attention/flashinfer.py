@@ -83,6 +83,8 @@ class _Wrappers:
 class FlashInferAttention(TritonAttention):
     """Implements `radixlm.attention.api.AttentionBackend`. Rows of the result outside every chunk (padding) are undefined."""
 
+    replans = False
+
     def __init__(self, shape: AttentionShape, kv: KVStore, kinds: tuple[str, ...] = (DECODE, CHUNKS)) -> None:
         """`kinds`: of the steps that FlashInfer computes. Raises ConfigError if it is not installed or does not take the model."""
         keys = kv.layer(0)[0]

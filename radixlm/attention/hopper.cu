@@ -41,7 +41,7 @@ struct Arguments {
     float *sums, *stats;
     int *counters, *taken;
     float scale;
-    int page_size, window, first_of_two;
+    int page_size, window;
 };
 
 // Arrives when all copies that this thread has started are complete.
@@ -461,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend(
     }
     __syncthreads();
     asm volatile("griddepcontrol.wait;" ::: "memory");
-    if (a.first_of_two) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // short chunks, which fill what this leaves
     const int total = load_fresh(a.count) * KV_HEADS, group = threadIdx.x / 128;
     if (group == 2) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
@@ -470,5 +470,4 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend(
         asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
         multiply_all(a, tiles, barriers, &claims, group, threadIdx.x % 128, flags);
     }
-    if (!a.first_of_two) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

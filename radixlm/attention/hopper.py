@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from radixlm.attention.api import AttentionShape
-from radixlm.attention.triton_kernel import FIRST, SECOND, Pages, Workspace
+from radixlm.attention.triton_kernel import FIRST, Pages, Workspace
 from radixlm.attention.triton_schedule import Items
 from radixlm.device.nvrtc import Function, TensorMap, compile_source, has_compiler, tensor_map
 
@@ -29,7 +29,7 @@ class _Arguments(ctypes.Structure):
         ("table_stride", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("records", "count", "sums", "stats", "counters", "taken")),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("page_size", "window", "first_of_two")),
+        *((name, ctypes.c_int) for name in ("page_size", "window")),
     )
 
 
@@ -61,7 +61,7 @@ class HopperKernel:
         order: int,
     ) -> None:
         """Writes the attention of the items' tokens to `out`. q and out [tokens, heads, head_dim]."""
-        assert order != SECOND.value, "long chunks come first"
+        assert order == FIRST.value, "long chunks come first, then short ones"
         workspace = self.workspace
         addresses = (q, *kv, out, pages.table)
         rest = (items.records, items.count, workspace.sums, workspace.stats, workspace.counters, self.taken)
@@ -72,7 +72,6 @@ class HopperKernel:
             self.shape.scale * _LOG2_E,
             pages.size,
             self.window or _NO_WINDOW,
-            order == FIRST.value,
         )
         function = _function(self.shape.num_heads, self.shape.num_kv_heads, q.dtype)
         function.launch(self.programs, arguments, *(_map(cells) for cells in kv))

@@ -59,6 +59,8 @@ class _Planned:
 class TritonAttention(AttentionBackend):
     """Implements `radixlm.attention.api.AttentionBackend`. Rows of the result outside every chunk (padding) are undefined."""
 
+    replans = True
+
     def __init__(self, shape: AttentionShape, kv: KVStore) -> None:
         self._shape = shape
         self._kv = kv
@@ -80,7 +82,7 @@ class TritonAttention(AttentionBackend):
 
     def plan(self, batch: Batch) -> None:  # hot
         """Launches the cutting of this step's chunks into items."""
-        kinds, tokens, prefixes, lows = self._kinds(batch), len(batch.cells), None, None
+        kinds, tokens, prefixes, lows = self._kinds(batch), len(batch.positions), None, None
         if batch.shared and self._prefixes:
             lows, cut = batch.shared.lows, self._prefixes.cut
             found = schedule(batch.shared.groups, len(batch.shared.members), cut, 0, causal=False)
@@ -132,7 +134,7 @@ class TritonAttention(AttentionBackend):
         short = self._few if len(batch.slots) < _MANY_CHUNKS else self._many
         if batch.max_length <= short.cut.upto:
             return (short,)
-        return (self._longest if len(batch.cells) >= _MANY_TOKENS else self._long, short)
+        return (self._longest if len(batch.positions) >= _MANY_TOKENS else self._long, short)
 
 
 class InvariantAttention(TritonAttention):

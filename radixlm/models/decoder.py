@@ -75,6 +75,7 @@ class Decoder:
         attention: AttentionBackend,
         kv: KVStore,
         rows: torch.Tensor | None = None,  # int32 [rows]: the tokens whose output is wanted; None: all
+        ends: Batch | None = None,  # these tokens as chunks of one each, if the backend can replan
     ) -> torch.Tensor:
         """Hidden states after the final norm, [rows or tokens, hidden]. `attention.plan(batch)` must have been called.
 
@@ -87,9 +88,15 @@ class Decoder:
         for index, layer in enumerate(tensors.layers):
             rope = Rope(batch.positions, tensors.cos_sin, heads, layer.head_norms)
             q = ops.rope_write(ops.linear(x, layer.qkv), rope, batch.cells, kv.layer(index))
-            x = attention.run(q, index)
-            if rows is not None and index == config.num_layers - 1:  # past here nothing mixes tokens: drop the others
-                x, residual = ops.take(x, rows), ops.take(residual, rows)
+            if rows is None or index < config.num_layers - 1:
+                x = attention.run(q, index)
+            else:  # nothing mixes tokens any more: the others are dropped
+                residual = ops.take(residual, rows)
+                if ends is None:
+                    x = ops.take(attention.run(q, index), rows)
+                else:
+                    attention.plan(ends)
+                    x = attention.run(ops.take(q.flatten(1), rows).view(-1, *heads[::2]), index)
             x, residual = ops.linear_norm(x, layer.o, residual, layer.mlp_norm, config.rms_norm_eps)
             x = ops.gated(x, layer.gate_up)
             x, residual = ops.linear_norm(x, layer.down, residual, norms[index + 1], config.rms_norm_eps)

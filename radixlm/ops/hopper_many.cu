@@ -10,6 +10,7 @@ constexpr int SLAB = 64, TILE_ROWS = 128, TILE_OUT = 256, CLUSTER = 2;  // colum
 constexpr int OUTPUTS = TILE_OUT / 2, NUM = TILE_OUT / 2;               // gates, or ups, which a program fetches for both; a thread's sums
 constexpr int X_BYTES = TILE_ROWS * 128, WEIGHT_BYTES = TILE_OUT * 128, STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
 constexpr int QUADS = NUM / 8;                                          // results of one thread, four at a time
+constexpr int BAND = 8;  // pairs of row tiles for which the weight is read once: more rows of x do not stay in the L2 cache
 
 struct Barriers {
     u64 full[STAGES], empty[STAGES];
@@ -34,17 +35,19 @@ __device__ inline void fetch_for_both(const TensorMap *map, int column, int row,
         "l"(map), "r"(column), "r"(row), "r"(shared_address(full)), "h"((u16)3) : "memory");
 }
 
-// What this program computes: tiles one after the other.
+// What this program computes: tiles one after the other, of a few rows for the whole weight, then of the next ones.
 struct Work {
-    int tile, step, tiles, row_pairs;
+    int tile, step, tiles, row_pairs, band;
 
     __device__ inline Work(const Arguments &a) {
         tile = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
         row_pairs = (a.row_tiles + CLUSTER - 1) / CLUSTER;
-        tiles = row_pairs * a.out_tiles;
+        tiles = row_pairs * a.out_tiles, band = BAND * a.out_tiles;
     }
-    __device__ inline int out_tile() const { return tile / row_pairs; }
-    __device__ inline int row_tile(u32 rank) const { return tile % row_pairs * CLUSTER + rank; }
+    __device__ inline int first_pair() const { return tile / band * BAND; }
+    __device__ inline int pairs() const { return min(BAND, row_pairs - first_pair()); }  // of this tile's rows
+    __device__ inline int out_tile() const { return tile % band / pairs(); }
+    __device__ inline int row_tile(u32 rank) const { return (first_pair() + tile % band % pairs()) * CLUSTER + rank; }
 };
 
 __device__ inline void fetch_weight(const Arguments &a, const TensorMap *map, int out_tile, int block, u32 to, u64 *full, u32 rank) {

@@ -121,6 +121,7 @@ class CudaRunner:
         self._hidden = torch.zeros((sizes.max_tokens, config.hidden_size), dtype=model.dtype, device=device)
         self._wanted = torch.zeros((rows, config.hidden_size), dtype=model.dtype, device=device)  # of the sampling rows
         self._integers = torch.zeros(num_integers(sizes.max_tokens, rows), dtype=torch.int32, device=device)
+        self._singles = (torch.ones_like(self.most_likely), torch.arange(rows + 1, dtype=torch.int32, device=device))
         self._upload = Upload(len(self._integers))
         self._sizes = sizes
         self._model = model
@@ -198,7 +199,8 @@ class CudaRunner:
             hidden.copy_(self._model.forward(columns.tokens, batch, self._attention, self._kv))
             self._wanted[: len(outputs)] = hidden[outputs]
         else:  # most tokens end in the last layer's keys and values
-            forward = self._model.forward(columns.tokens, batch, self._attention, self._kv, outputs)
+            ends = self._ends(columns, size) if self._attention.replans and not size.shared else None
+            forward = self._model.forward(columns.tokens, batch, self._attention, self._kv, outputs, ends)
             self._wanted[: len(outputs)] = forward
 
     def _head(self, rows: torch.Tensor) -> None:
@@ -230,6 +232,13 @@ class CudaRunner:
             max_length=1 if size.decode else size.tokens,
             shared=self._shared(columns, size.chunks) if size.shared else None,
         )
+
+    def _ends(self, columns: Columns[torch.Tensor], size: Size) -> Batch:
+        """The sampling rows' tokens as single ones, with nothing to write any more. Padding has one key."""
+        slots, ends = columns.rows[: size.chunks], columns.ends[: size.chunks]
+        lengths, offsets = self._singles[0][: size.chunks], self._singles[1][: size.chunks + 1]
+        pages = self.tables.device_pages, self._kv.shape.page_size
+        return Batch(slots, ends, lengths, offsets, ends, columns.cells[:0], *pages, max_length=1)
 
     def _shared(self, columns: Columns[torch.Tensor], chunks: int) -> Shared:
         groups = Chunks(columns.group_slots, columns.group_starts, columns.group_lengths, columns.group_offsets)

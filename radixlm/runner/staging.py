@@ -39,6 +39,7 @@ class Columns(Generic[Memory]):
     lengths: Memory  # [max chunks]
     outputs: Memory  # [max chunks]: the token whose hidden state yields the logits of sampling row i
     rows: Memory  # [max chunks]: the slot of sampling row i
+    ends: Memory  # [max chunks]: the position of its token
     offsets: Memory  # [max chunks + 1]
     tokens: Memory  # [tokens]
     owners: Memory  # [tokens]: the slot
@@ -54,12 +55,12 @@ class Columns(Generic[Memory]):
 
 def num_integers(tokens: int, max_chunks: int) -> int:
     """Integers of a step of so many tokens."""
-    return 8 * max_chunks + 4 * tokens + 4 * MAX_GROUPS + 2
+    return 9 * max_chunks + 4 * tokens + 4 * MAX_GROUPS + 2
 
 
 def split(memory: Memory, size: Size, max_chunks: int) -> Columns[Memory]:
     """The fields in a buffer of at least `num_integers`. Those of chunks are at the same places for every size."""
-    lengths = [max_chunks] * 5 + [max_chunks + 1] + [size.tokens] * 4
+    lengths = [max_chunks] * 6 + [max_chunks + 1] + [size.tokens] * 4
     lengths += [MAX_GROUPS] * 3 + [MAX_GROUPS + 1] + [max_chunks] * 2
     ends = np.cumsum(lengths).tolist()
     return Columns(*(memory[end - length : end] for end, length in zip(ends, lengths)))
@@ -74,6 +75,7 @@ def lay_out(plan: Plan, out: Columns[IntArray], tables: Tables, shape: KVShape) 
     _fill(out.lengths, lengths, 0)
     _fill(out.outputs, ends[plan.samples] - np.int32(1), 0)
     _fill(out.rows, plan.slots[plan.samples], scratch)
+    _fill(out.ends, (plan.starts + lengths)[plan.samples] - np.int32(1), 0)
     out.offsets[0] = 0
     _fill(out.offsets[1:], ends, plan.num_tokens)
     owners, positions = plan.slots, plan.starts

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 OLDEST_SHARE = 4  # the oldest prompt is sure of budget / OLDEST_SHARE
 RIDING_SHARE = 4
 """Beside decode rows a step computes a quarter of what prompts still need, or as large a part of it as prompts are of all requests,
-or more if that costs little. Prompts that come together are then answered one after the other, and what they ask next comes
-spread out, which later steps absorb."""
+or as much as one of them needs, or more if that costs little. Prompts that come together are then answered one after the other,
+and what they ask next comes spread out, which later steps absorb. A single one gains nothing by being cut up."""
 
 DECODE_SHARE = 8  # prompts are sure of tokens_per_step / DECODE_SHARE, however many rows decode
 
@@ -27,9 +27,10 @@ def prompt_budget(tokens_per_step: int, num_decode: int) -> int:
     return max(tokens_per_step - num_decode, tokens_per_step // DECODE_SHARE, 1)
 
 
-def riding_budget(budget: int, num_decode: int, knee_tokens: int, backlog: int, num_prompts: int) -> int:
-    """What prompts that need `backlog` tokens in all may take beside decode rows, which they slow down past the knee."""
-    fair = max(backlog // RIDING_SHARE, backlog * num_prompts // (num_prompts + num_decode))
+def riding_budget(budget: int, num_decode: int, knee_tokens: int, needs: Sequence[int]) -> int:
+    """What prompts that need so many tokens each may take beside decode rows, which they slow down past the knee."""
+    backlog, num_prompts = sum(needs), len(needs)
+    fair = max(max(needs, default=0), backlog // RIDING_SHARE, backlog * num_prompts // (num_prompts + num_decode))
     return min(budget, max(knee_tokens - num_decode, knee_tokens // RIDING_SHARE, fair))
 
 

@@ -84,7 +84,7 @@ class Planner:
             num_decode = self._plan_decode(draft)
             begun, rows = list(self.running.prefilling), self.running.rows
             left = [int(rows.prompt_end[lease.slot] - rows.computed[lease.slot]) for lease in begun]
-            budget = self._prompt_budget(num_decode, sum(left))
+            budget = self._prompt_budget(num_decode, left)
             if self.waiting and rows.num_free:
                 budget -= self._admit(draft, newcomers_budget(budget, sum(left)))
             for lease, share in zip(begun, shares(left, budget)):
@@ -156,17 +156,14 @@ class Planner:
                 lease.request.num_proposed += len(tokens)
                 spare -= len(tokens)
 
-    def _prompt_budget(self, num_decode: int, begun_tokens: int) -> int:
-        """Tokens of this step for prompts."""
+    def _prompt_budget(self, num_decode: int, left: list[int]) -> int:
+        """Tokens of this step for prompts, of which those begun need `left` each."""
         limits = self._limits
         if not limits.knee_tokens:
             return prompt_budget(limits.tokens_per_step, num_decode)
-        backlog = begun_tokens + sum(entry.num_uncached for entry in self.waiting.values())
-        budget = prompt_budget(step_tokens(limits.tokens_per_step, backlog), num_decode)
-        if not num_decode:
-            return budget
-        num_prompts = len(self.waiting) + len(self.running.prefilling)
-        return riding_budget(budget, num_decode, limits.knee_tokens, backlog, num_prompts)
+        needs = [*left, *(entry.num_uncached for entry in self.waiting.values())]
+        budget = prompt_budget(step_tokens(limits.tokens_per_step, sum(needs)), num_decode)
+        return riding_budget(budget, num_decode, limits.knee_tokens, needs) if num_decode else budget
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

@@ -72,6 +72,9 @@ def test_asking_for_some_rows_gives_exactly_those(pair, bench):
     rows = torch.tensor([10, 5], dtype=torch.int32)
     some = bench.model.forward(flat, batch, bench.attention, bench.pool, rows)
     close(some, every[rows])
+    ends = make_batch(((2, 4, flat[10:].tolist()), (0, 5, flat[5:6].tolist())), bench.table, bench.page_size)
+    bench.attention.plan(batch)
+    close(bench.model.forward(flat, batch, bench.attention, bench.pool, rows, ends), every[rows])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -7,7 +7,7 @@ import pytest
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched.budget import newcomers_budget, prompt_budget, shares, step_tokens
+from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
 from radixlm.types import SamplingParams
 from tests.property.harness import Drive, expected
 
@@ -265,24 +265,32 @@ def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
 
 
 @pytest.mark.parametrize(
-    ("num_decode", "expected"),
-    [(1, [51, 26, 16, 11]), (7, [32, 25, 21, 17])],
-    ids=[
-        "half of all requests: half of 100, of 50, then what is free",
-        "an eighth: a quarter of 100, of 75, of 57, of 43",
+    ("num_decode", "needs", "tokens"),
+    [
+        pytest.param(7, [20] * 5, 41, id="five of twelve requests"),
+        pytest.param(60, [20] * 5, 25, id="a quarter at least"),
+        pytest.param(60, [70, 10], 70, id="one whole prompt at least"),
+        pytest.param(1, [200], 120, id="no more than the step has"),
+        pytest.param(4, [2, 3], 12, id="what is free below the knee"),
+        pytest.param(100, [1], 4, id="a quarter of the knee"),
     ],
 )
-def test_prompts_ride_by_their_part_of_all_requests_and_a_quarter_for_sure(num_decode, expected):
-    drive = roomy(knee_tokens=16, tokens_per_step=128)
-    for _ in range(num_decode):
+def test_prompts_ride_by_their_part_of_all_requests(num_decode, needs, tokens):
+    assert riding_budget(120, num_decode, 16, needs) == tokens
+
+
+def test_prompts_that_come_together_are_answered_one_after_the_other():
+    drive = roomy(knee_tokens=16, tokens_per_step=128, max_running=16)
+    for _ in range(5):
         drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
         drive.step()
-    drive.submit(([2] * 100, GO))
+    for first in range(2, 7):
+        drive.submit(([first] * 20, GO))
     sizes = []
-    while drive.plans[-1].num_tokens > num_decode or not sizes:
+    for _ in range(4):
         drive.step()
-        sizes.append(drive.plans[-1].num_tokens)
-    assert sizes[:4] == expected
+        sizes.append(drive.plans[-1].num_tokens - np.count_nonzero(drive.plans[-1].lengths == 1))
+    assert sizes == [50, 20, 20, 10]  # half of 100, as they are half of all requests, then a whole one at a time
 
 
 def test_a_prompt_alone_does_not_ride():
