@@ -165,10 +165,13 @@ def test_many_rows_go_to_an_algorithm_by_name_if_one_suits(
     assert sorted(found, key=repr) == sorted(expected, key=repr)
 
 
+IN_BANDS = (2300, 4400)  # rows that are multiplied in several bands
+
+
 @pytest.mark.skipif(not hopper_linear.works(DEVICE), reason="the kernel is for Hopper cards")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("variant", "gated"), VARIANTS)
-@pytest.mark.parametrize("rows", [1, 17, 50, 64, 100, 128, 155, 256, 300, 1111])
+@pytest.mark.parametrize("rows", [1, 17, 50, 64, 100, 128, 155, 256, 300, 1111, *IN_BANDS])
 def test_a_hopper_product_is_right(dtype: torch.dtype, variant: Variant, rows: int, gated: bool) -> None:
     x, weight = normal(rows, 1024, dtype=dtype), normal(1536, 1024, dtype=dtype) / 32
     if 0 < variant.rows < rows:
