@@ -1,4 +1,5 @@
-"""Attention over the paged KV pool: `plan` once per step writes into fixed buffers, `run` once per layer computes.
+"""Attention over the paged KV pool: `plan` once per step writes into fixed buffers, `run` once per layer computes. Backends that
+can (`replans`) get a second plan before the last layer, of the tokens whose output is wanted.
 
 Both are captured where steps are replayed; what a backend must do on the host for every step it does in `prepare`.
 
