@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +32,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--concurrency", type=int, default=64, help="requests under way at a time (default: 64)")
     add_options(parser, groups=MODEL_GROUPS)
     parsed = parser.read(argv)
-    return asyncio.run(_run(parsed))
+    try:
+        return asyncio.run(_run(parsed))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 async def _run(parsed: argparse.Namespace) -> int:
@@ -41,7 +45,10 @@ async def _run(parsed: argparse.Namespace) -> int:
         if not left:
             print(f"{len(lines)} of {len(lines)} requests were answered before", file=sys.stderr)
             return 0
-        config = resolve_options(parsed, os.environ)
+        config, task = resolve_options(parsed, os.environ), asyncio.current_task()
+        assert task
+        # The handler of `asyncio.run` does not wake a loop that is just about to wait, for minutes where the server is silent.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
         async with open_door(parsed.url, parsed.key, config) as door:
             num_failed = await _Batch(door, output, len(lines)).run(left, max(1, parsed.concurrency))
     finally:

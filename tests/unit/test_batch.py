@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -181,6 +182,25 @@ def test_ctrl_c_ends_a_batch_whose_server_is_silent(tmp_path):
             batch.kill()
             asked.close()
     assert (batch.returncode, errors) == (130, "")
+
+
+def test_ctrl_c_wakes_a_batch_that_is_just_about_to_wait(tmp_path, monkeypatch):
+    wakes = []
+
+    @contextlib.asynccontextmanager
+    async def silent(*_):
+        wakes.append(
+            signal.set_wakeup_fd(-1)
+        )  # what a signal writes to, so that a loop that waits for it wakes: -1 if nothing
+        signal.set_wakeup_fd(wakes[0])
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(30)
+        yield
+
+    monkeypatch.setattr(batch, "open_door", silent)
+    with pytest.raises(KeyboardInterrupt):
+        batch.main([str(write(tmp_path / "in.jsonl", 1)), str(tmp_path / "out.jsonl")])
+    assert wakes[0] >= 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")
