@@ -236,9 +236,9 @@ class CudaRunner:
     def _ends(self, columns: Columns[torch.Tensor], size: Size) -> Batch:
         """The sampling rows' tokens as single ones, with nothing to write any more. Padding has one key."""
         slots, ends = columns.rows[: size.chunks], columns.ends[: size.chunks]
-        lengths, offsets = self._singles[0][: size.chunks], self._singles[1][: size.chunks + 1]
-        pages = self.tables.device_pages, self._kv.shape.page_size
-        return Batch(slots, ends, lengths, offsets, ends, columns.cells[:0], *pages, max_length=1)
+        lengths, offsets = self._singles
+        chunks = slots, ends, lengths[: size.chunks], offsets[: size.chunks + 1]
+        return Batch(*chunks, ends, columns.cells[:0], self.tables.device_pages, self._kv.shape.page_size, max_length=1)
 
     def _shared(self, columns: Columns[torch.Tensor], chunks: int) -> Shared:
         groups = Chunks(columns.group_slots, columns.group_starts, columns.group_lengths, columns.group_offsets)

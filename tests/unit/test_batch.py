@@ -191,7 +191,7 @@ def test_ctrl_c_wakes_a_batch_that_is_just_about_to_wait(tmp_path, monkeypatch):
     async def silent(*_):
         wakes.append(
             signal.set_wakeup_fd(-1)
-        )  # what a signal writes to, so that a loop that waits for it wakes: -1 if nothing
+        )  # a signal writes to this, and wakes a loop that waits for it; -1: to nothing
         signal.set_wakeup_fd(wakes[0])
         signal.raise_signal(signal.SIGINT)
         await asyncio.sleep(30)
