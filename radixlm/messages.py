@@ -247,7 +247,6 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     """The answer to a `Control`: JSON-like values."""
 
     ticket: int
-    ok: bool
     result: dict[str, Any] = {}
 
 
@@ -267,6 +266,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_step: int
     eos_token_ids: tuple[int, ...]
     knee_tokens: int = 0
+    step_sizes: tuple[int, ...] = ()
     weight_bytes: int = 0
     kv_bytes: int = 0
     attention: str = ""

@@ -81,6 +81,7 @@ class FakeRunner:
     """Implements `Runner` on hashes."""
 
     def __init__(self, num_slots: int, num_pages: int, page_size: int, context: int, vocab_size: int) -> None:
+        self.step_sizes: tuple[int, ...] = ()
         self.vocab_size = vocab_size
         self.page_size = page_size
         self.cells = [0] * (num_pages * page_size)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from radixlm.config import Config
+from radixlm.engine.patience import Patience
 from radixlm.grammar.api import Grammar
 from radixlm.messages import Command, EngineInfo, Outputs
 from radixlm.runner.api import Runner, Step
@@ -74,6 +75,7 @@ class Core:
         self._paused = False
         self._audited = True
         self._rate = _Rate()
+        self._patience = Patience()
 
     # -- for any thread -----------------------------------------------------------------------------------------------
 
@@ -126,11 +128,12 @@ class Core:
         """One step; False if there was nothing to do. What a commit ends makes room, so after one it is worth planning."""
         self.beats += 1
         worked = self._previous is not None
+        lingered = self._linger()
         plan = self._plan()
         if self.scheduler.outbox.has_details:
             self._send_out()
         step = self._runner.forward(plan) if plan is not None else None
-        self._commit()  # the device is busy with `step` meanwhile
+        self._commit(lingered)  # the device is busy with `step` meanwhile
         if plan is not None and step is not None:
             step.sample(self.scheduler.masks(plan))
             self._previous = (plan, step)
@@ -139,17 +142,35 @@ class Core:
         self._send_out()
         return plan is not None or worked
 
+    def _linger(self) -> float:  # hot
+        """Leaves the next step open for newcomers, where one may join, while another is under way; returns seconds.
+
+        A plan made as soon as it can be would miss those who answer the tokens just sent, and they would wait a step longer.
+        """
+        begun, scheduler = time.monotonic(), self.scheduler
+        if self._previous is None or scheduler.waiting or not scheduler.running.rows.num_free:
+            return 0.0
+        until = begun + self._patience.of(self._previous[0].num_tokens)
+        while (left := until - time.monotonic()) > 0 and not self._stopping:
+            if self._awake.wait(left):
+                self._awake.clear()
+                self._take_in()
+        return time.monotonic() - begun
+
     def _plan(self) -> Plan | None:  # hot
         if not self._paused:
             return self.scheduler.plan()
         self.scheduler.expire()
         return None
 
-    def _commit(self) -> None:
+    def _commit(self, lingered: float = 0.0) -> None:
         if self._previous is not None:
             plan, step = self._previous
             self._previous = None
-            self.scheduler.commit(plan, step.result())
+            begun = time.monotonic()
+            sampled = step.result()
+            self._patience.learn(plan.num_tokens, lingered + time.monotonic() - begun)
+            self.scheduler.commit(plan, sampled)
 
     def _take_in(self) -> None:
         while self._inbox:
@@ -268,6 +289,7 @@ def limits_of(info: EngineInfo, config: Config) -> Limits:
         context=info.context_length,
         tokens_per_step=info.tokens_per_step,
         knee_tokens=info.knee_tokens,
+        step_sizes=info.step_sizes,
         vocab_size=info.vocab_size,
         eos_token_ids=info.eos_token_ids,
         policy=config.policy,

@@ -145,7 +145,7 @@ class Server:
             case Abort(keys=keys):
                 self._loop.abort(keys, peer.sink)
             case Control(ticket=ticket, command=command):
-                self._loop.control(command, lambda result: peer.send(Reply(ticket, True, result)))
+                self._loop.control(command, lambda result: peer.send(Reply(ticket, result)))
 
     def _send_all(self) -> None:
         while self._outbox:

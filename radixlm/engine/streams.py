@@ -70,26 +70,27 @@ class Stream:
     def fail(self, error: Error) -> None:
         """Ends the stream with this error, after the frames that wait."""
         self._error = error
-        self._wake()
+        self.wake()
 
     def add_token(self, token: bytes) -> None:  # hot
         """One more token of the request, int32 bytes."""
         if self._details:  # they refer to the tokens before them
             self._full.append(self._take())
         self._tokens += token
-        self._wake()
+        self.wake()
 
     def add_detail(self, detail: Detail) -> None:
         """A detail that refers to the tokens up to here."""
         self._details = (*self._details, detail)
-        self._wake()
+        self.wake()
 
     def add_end(self, ended: Ended) -> None:
         """The terminal event."""
         self._ended = (ended,)
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:  # hot
+    def wake(self) -> None:  # hot
+        """Its reader runs, after those woken before."""
         self.started = True
         waiter = self._waiter
         if waiter is not None:
@@ -178,8 +179,14 @@ class Streams:
                 abort(request.key)
 
     def deliver(self, outputs: Outputs) -> None:  # hot
-        """Hands each stream its share of a step. Keys without a stream were aborted by their reader."""
+        """Hands each stream its share of a step. Keys without a stream were aborted by their reader.
+
+        Readers whose stream ends go first, for what their clients ask next may then join an earlier step.
+        """
         open_, tokens, start = self._open, outputs.tokens, 0
+        for ended in outputs.ended:
+            if ended.key in open_:
+                open_[ended.key].wake()
         for key in memoryview(outputs.keys).cast("q"):
             if key in open_:
                 open_[key].add_token(tokens[start : start + TOKEN_BYTES])

@@ -21,7 +21,10 @@ class Step(Protocol):
 
 
 class Runner(Protocol):
-    """Executes plans in order. Implementations: ModelRunner (tensors), FakeRunner (hashes)."""
+    """Executes plans in order. Implementations: CudaRunner, ModelRunner (tensors), FakeRunner (hashes)."""
+
+    step_sizes: tuple[int, ...]
+    """A step with prompts is padded to the next of these many tokens, if there is one."""
 
     def forward(self, plan: Plan) -> Step:
         """Launches the plan and returns at once (on a device) or when computed (on a CPU)."""

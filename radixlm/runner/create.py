@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -110,13 +110,11 @@ def create_runner(config: Config) -> tuple[Runner, EngineInfo]:
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(device),
         vocab_size=model.config.vocab_size,
-        context_length=sizes.context_length,
-        num_pages=sizes.num_pages,
         page_size=config.page_size,
-        max_running=sizes.max_running,
         max_queued=config.max_queued,
-        tokens_per_step=sizes.tokens_per_step,
+        **asdict(sizes),
         knee_tokens=defaults.knee_tokens,
+        step_sizes=runner.step_sizes,
         eos_token_ids=model.config.eos_token_ids,
         weight_bytes=model.weight_bytes,
         kv_bytes=kv.shape.size_bytes,

@@ -25,6 +25,7 @@ from radixlm.runner.sampler import Chosen, Rows, Sampler
 from radixlm.runner.sharing import NOBODY, Sharing, SharingFinder
 from radixlm.runner.staging import Columns, Size, lay_out, lay_out_sharing, num_integers, split
 from radixlm.runner.tables import Tables
+from radixlm.sched.budget import filled
 from radixlm.sched.plan import Plan
 from radixlm.sched.sampled import Masks, Sampled
 
@@ -46,15 +47,18 @@ class Sizes:
         """Longer steps run without a graph."""
         return min(MIXED_SIZES[-1], self.max_tokens) if self.graphs else 0
 
+    @property
+    def mixed(self) -> tuple[int, ...]:
+        """Tokens of steps with prompts."""
+        return tuple(n for n in MIXED_SIZES if n <= self.max_graph_tokens)
+
     def fit(self, plan: Plan) -> Size:
         """The size of a plan with its padding."""
         count, tokens = len(plan.slots), plan.num_tokens
         if count == tokens:
             padded = self.round_rows(count)
             return Size(padded, padded, decode=True)
-        index = bisect.bisect_left(MIXED_SIZES, tokens)
-        fits = tokens <= self.max_graph_tokens and MIXED_SIZES[index] <= self.max_tokens
-        return Size(self.max_running, MIXED_SIZES[index] if fits else tokens, decode=False)
+        return Size(self.max_running, filled(tokens, MIXED_SIZES, self.max_graph_tokens), decode=False)
 
     def round_rows(self, count: int) -> int:
         """Decode or sampling rows with their padding."""
@@ -66,7 +70,7 @@ class Sizes:
             return []
         rows = [n for n in DECODE_SIZES if n < self.max_running] + [self.max_running]
         decode = [Size(n, n, decode=True) for n in rows]
-        mixed = [Size(self.max_running, n, decode=False) for n in MIXED_SIZES if n <= self.max_tokens]
+        mixed = [Size(self.max_running, n, decode=False) for n in self.mixed]
         shared = (replace(size, shared=True) for size in (*decode[1:], *mixed))
         return [*decode, *mixed, *(shared if shares else ())]
 
@@ -114,6 +118,7 @@ class CudaRunner:
         self, model: Decoder, attention: AttentionBackend, kv: KVPool, tables: Tables, sampler: Sampler, sizes: Sizes
     ) -> None:
         device, config, rows = tables.device, model.config, sizes.max_running
+        self.step_sizes = sizes.mixed
         self.tables = tables
         self.sampler = sampler
         self.most_likely = torch.zeros(rows, dtype=torch.int32, device=device)  # of the step's sampling rows

@@ -67,6 +67,7 @@ class ModelRunner:
         sampler: Sampler,
         recorded_tokens: int = 0,  # of a step whose operations can be recorded
     ) -> None:
+        self.step_sizes: tuple[int, ...] = ()
         self.tables = tables
         self.sampler = sampler
         self._model = model

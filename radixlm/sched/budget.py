@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 OLDEST_SHARE = 4  # the oldest prompt is sure of budget / OLDEST_SHARE
@@ -32,6 +33,12 @@ def riding_budget(budget: int, num_decode: int, knee_tokens: int, needs: Sequenc
     backlog, num_prompts = sum(needs), len(needs)
     fair = max(max(needs, default=0), backlog // RIDING_SHARE, backlog * num_prompts // (num_prompts + num_decode))
     return min(budget, max(knee_tokens - num_decode, knee_tokens // RIDING_SHARE, fair))
+
+
+def filled(num_tokens: int, sizes: Sequence[int], limit: int) -> int:
+    """The most tokens, up to a limit, of a step that takes no longer than one of `num_tokens`: it is padded to a size anyway."""
+    index = bisect_left(sizes, num_tokens)
+    return sizes[index] if index < len(sizes) and sizes[index] <= limit else num_tokens
 
 
 def newcomers_budget(budget: int, begun_tokens: int) -> int:

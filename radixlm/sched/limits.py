@@ -16,6 +16,7 @@ class Limits:
     context: int
     tokens_per_step: int
     knee_tokens: int = 0  # up to so many tokens a step, prompts beside decode rows cost little
+    step_sizes: tuple[int, ...] = ()  # a step with prompts takes as long as the next of these
     vocab_size: int
     eos_token_ids: tuple[int, ...] = ()
     policy: str = "lpm"

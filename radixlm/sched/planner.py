@@ -10,7 +10,7 @@ import numpy as np
 
 from radixlm.messages import Missed
 from radixlm.sched import admission
-from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
+from radixlm.sched.budget import filled, newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
 from radixlm.sched.draft import Draft
 from radixlm.sched.history import History
 from radixlm.sched.leases import Leases
@@ -163,7 +163,9 @@ class Planner:
             return prompt_budget(limits.tokens_per_step, num_decode)
         needs = [*left, *(entry.num_uncached for entry in self.waiting.values())]
         budget = prompt_budget(step_tokens(limits.tokens_per_step, sum(needs)), num_decode)
-        return riding_budget(budget, num_decode, limits.knee_tokens, needs) if num_decode else budget
+        if num_decode:
+            budget = riding_budget(budget, num_decode, limits.knee_tokens, needs)
+        return filled(num_decode + budget, limits.step_sizes, limits.tokens_per_step) - num_decode
 
     def _chunk(self, draft: Draft, lease: Lease, share: int) -> int:
         """Up to `share` more tokens of a prompt; returns how many, 0 if no page is to be had."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -12,8 +14,10 @@ from radixlm.config import Config
 from radixlm.engine.core import Core
 from radixlm.engine.local import LocalEngine
 from radixlm.errors import EngineDied, QueueFull
+from radixlm.sched.plan import Plan
+from radixlm.sched.sampled import Sampled
 from radixlm.types import Part, Request, SamplingParams, from_bytes, to_bytes
-from tests.fake_runner import FakeRunner, continuation, fake_info
+from tests.fake_runner import FakeRunner, FakeStep, continuation, fake_info
 
 VOCAB = 256
 
@@ -192,3 +196,42 @@ def test_a_failing_step_ends_every_request_with_an_error_and_none_hangs():
         await local.close()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+class Device(FakeRunner):
+    """Each step takes 50 ms from the end of the one before, while the loop goes on."""
+
+    plans: ClassVar[list[Plan]] = []
+    free = 0.0  # when the last one ends
+
+    def forward(self, plan: Plan) -> FakeStep:
+        self.plans.append(plan)
+        step = super().forward(plan)
+        result, ready = step.result, max(self.free, time.monotonic()) + 0.05
+        self.free = ready
+
+        def wait() -> Sampled:
+            time.sleep(max(0.0, ready - time.monotonic()))
+            return result()
+
+        step.result = wait
+        return step
+
+
+def test_who_answers_at_once_joins_the_step_after_the_one_under_way():
+    async def main() -> list[int]:
+        Device.plans.clear()
+        local = engine(overlap=True, runner_type=Device)
+        other = local.generate(ask(0, [1, 2, 3], 100))
+        for _ in range(4):  # so that it is known how long such a step takes
+            await anext(other)
+        await collect(local, ask(1, [4, 5], 4))
+        await asyncio.sleep(0.01)
+        await collect(local, ask(2, [6, 7, 8, 9], 2))
+        await other.aclose()
+        await local.close()
+        return [plan.num_tokens for plan in Device.plans]
+
+    sizes = asyncio.run(main())
+    asked_again = sizes.index(5)  # four tokens of a prompt beside a row that decodes
+    assert sizes[asked_again - 3 : asked_again] == [2, 2, 1], "the step under way has one row, and no other one follows"

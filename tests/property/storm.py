@@ -18,7 +18,7 @@ def storm(seed: int) -> Drive:
     drive = Drive(
         depth=rng.choice([0, 1, 2]), page_size=size, num_pages=-(-int(48 * rng.choice([1.0, 1.2, 3])) // size),
         tokens_per_step=rng.choice([4, 8, 64]), policy=rng.choice(["lpm", "dfs-weight", "fcfs"]),
-        knee_tokens=rng.choice([0, 6]),
+        knee_tokens=rng.choice([0, 6]), step_sizes=rng.choice([(), (5, 9, 12, 40)]),
     )  # fmt: skip
     for _ in range(rng.randrange(4, 16)):
         for _ in range(rng.randrange(4)):
@@ -52,7 +52,9 @@ def check(drive: Drive) -> None:
             assert record.vectors == expected_vectors(record.request), "the vector of a prompt computed alone and cold"
         else:
             assert record.tokens == sent[: len(record.tokens)], "an aborted request sent a prefix"
+    limits = drive.limits
     for plan in drive.plans:
+        assert plan.num_tokens <= limits.tokens_per_step + limits.max_running, "what runners have room for"
         assert (plan.lengths > 0).all()
         assert plan.num_tokens == plan.lengths.sum()
 

@@ -7,7 +7,7 @@ import pytest
 
 from radixlm.cache.pool import PagePool
 from radixlm.cache.radix import RadixTree
-from radixlm.sched.budget import newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
+from radixlm.sched.budget import filled, newcomers_budget, prompt_budget, riding_budget, shares, step_tokens
 from radixlm.types import SamplingParams
 from tests.property.harness import Drive, expected
 
@@ -277,6 +277,32 @@ def test_newcomers_take_all_that_prompts_begun_before_leave_and_half_for_sure():
 )
 def test_prompts_ride_by_their_part_of_all_requests(num_decode, needs, tokens):
     assert riding_budget(120, num_decode, 16, needs) == tokens
+
+
+def test_a_step_takes_the_tokens_of_its_padding_up_to_the_limit():
+    sizes = (16, 32, 64)
+    assert [filled(n, sizes, 100) for n in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 65]
+    assert [filled(n, sizes, 60) for n in (20, 33, 60)] == [32, 33, 60], "no more than the limit"
+    assert filled(20, (), 100) == 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [
+        pytest.param(128, [64, 32], id="half of 100 beside 5 rows, then 20 beside 7, to the next size"),
+        pytest.param(56, [50, 32], id="a step of 64 would be over the limit"),
+    ],
+)
+def test_prompts_fill_what_a_step_is_padded_to(limit, sizes):
+    drive = roomy(knee_tokens=16, tokens_per_step=limit, max_running=16, step_sizes=(16, 32, 64))
+    for _ in range(5):
+        drive.submit(([1] * 4, SamplingParams(max_tokens=50, ignore_eos=True)))
+        drive.step()
+    for first in range(2, 7):
+        drive.submit(([first] * 20, GO))
+    for size in sizes:
+        drive.step()
+        assert drive.plans[-1].num_tokens == size
 
 
 def test_prompts_that_come_together_are_answered_one_after_the_other():
