@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "radixlm"
-TOTAL, FILE, CLASS, FUNCTION = 25_981, 300, 200, 40
+TOTAL, FILE, CLASS, FUNCTION = 25_987, 300, 200, 40
 ALLOWED = {
     "radixlm/attention/triton_kernel.py:_attend_kernel": "a Triton kernel is one function; its loop cannot call out cheaply",
     "radixlm/attention/triton_schedule.py:_schedule_kernel": "a Triton kernel is one function",

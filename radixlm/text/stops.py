@@ -98,6 +98,7 @@ class StopMatcher:
         self._text = make_detokenizer(
             tokenizer, skip_special=sampling.skip_special_tokens, at_start=at_start and sampling.min_tokens <= 1
         )
+        self._tokens: list[int] = []
         self._pieces: list[str] = []  # by token: the text it completed
         self._ends: list[int] = []  # by token: characters out after it
         self._unfinished: list[bool] = []  # by token: whether a character was open after it
@@ -108,6 +109,7 @@ class StopMatcher:
         """The next token; a Finish that names the stop if the part ends with it."""
         piece = self._text.push((token,))
         self._length += len(piece)
+        self._tokens.append(token)
         self._pieces.append(piece)
         self._ends.append(self._length)
         self._unfinished.append(self._text.pending)
@@ -129,8 +131,12 @@ class StopMatcher:
         return len(self._ends) - first, "".join(self._pieces[first:])[:kept]
 
     def cut(self) -> tuple[int, IntArray]:
-        """`leftover` with its text tokenised anew (int32)."""
+        """`leftover` with its text tokenised anew (int32), unless its first tokens say just that, broken bytes at the end."""
         num_dropped, text = self.leftover()
+        last = self._tokens[len(self._tokens) - num_dropped :]
+        for kept in range(1, num_dropped if text else 0):
+            if self._tokenizer.decode(last[:kept], skip_special=True) == text:
+                return num_dropped - kept, np.empty(0, dtype=np.int32)
         ids = self._tokenizer.encode(text, add_special=False) if text else []
         return num_dropped, np.asarray(ids, dtype=np.int32)
 

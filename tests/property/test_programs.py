@@ -146,6 +146,7 @@ def by_hand(steps) -> tuple[str, list[str]]:  # noqa: C901
 
 @given(st.lists(STEP, min_size=1, max_size=7))
 @example([("text", "a "), ("text", "><< \n"), ("gen", 1, None), ("text", "<<<<<<"), ("gen", 1, None), ("gen", 1, None)])
+@example([("fork", 1, 1), ("text", "a"), ("gen", 4, "a"), ("gen", 1, None)])  # a broken character before a stop
 @settings(max_examples=60, deadline=None)
 def test_compiled_interpreted_and_by_hand_are_the_same(backend, steps):
     steps = [("text", "Begin:"), *steps]
