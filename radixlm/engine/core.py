@@ -1,7 +1,8 @@
 """The loop: take in, plan, forward (this step), commit (the step before), sample (this step), send out.
 
 One thread runs it and owns scheduler and runner. Others talk to it through `submit`, `abort` and `control`, which return at
-once. Overlap is whether a step is kept while the next one is planned. With nothing to compute the loop sleeps.
+once. Overlap is whether a step is kept while the next one is planned, which the loop puts off a little for
+newcomers. With nothing to compute the loop sleeps.
 """
 
 from __future__ import annotations

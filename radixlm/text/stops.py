@@ -93,7 +93,7 @@ class StopMatcher:
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, *, at_start: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._include_stop = sampling.include_stop
+        self._include_stop, self._skip_special = sampling.include_stop, sampling.skip_special_tokens
         self._search = StopSearch(sampling.stop, sampling.stop_regex)
         self._text = make_detokenizer(
             tokenizer, skip_special=sampling.skip_special_tokens, at_start=at_start and sampling.min_tokens <= 1
@@ -135,7 +135,7 @@ class StopMatcher:
         num_dropped, text = self.leftover()
         last = self._tokens[len(self._tokens) - num_dropped :]
         for kept in range(1, num_dropped if text else 0):
-            if self._tokenizer.decode(last[:kept], skip_special=True) == text:
+            if self._tokenizer.decode(last[:kept], skip_special=self._skip_special, at_start=False) == text:
                 return num_dropped - kept, np.empty(0, dtype=np.int32)
         ids = self._tokenizer.encode(text, add_special=False) if text else []
         return num_dropped, np.asarray(ids, dtype=np.int32)
